@@ -29,7 +29,8 @@ from portal.stores import open_store
 from tests.builders import hold
 from tests.conftest import MakeSettings
 from tests.faults.serving import BIN, ROOT
-from tests.faults.standby import Server, free_port, prepare, program
+from tests.faults.standby import Server, prepare, program
+from tests.ports import free_port
 
 Failing = Callable[..., str]
 

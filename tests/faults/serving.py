@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from portal.model.message import Delivery, Filter, State
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BOB, SENDER, now
 from tests.conftest import _pgserver
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -66,8 +66,7 @@ class Portal:
         folder.mkdir()
         self._workers = workers
         self.log = folder / "uwsgi.log"
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         (folder / "quarantine.toml").touch()
         self.process = subprocess.Popen(
             [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import warnings
@@ -18,6 +17,7 @@ import psycopg
 from portal.stores import open_store
 from tests.conftest import _pgserver
 from tests.faults.serving import children
+from tests.ports import free_port
 
 SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -26,11 +26,6 @@ fsync = on
 synchronous_commit = on
 """
 PATIENCE_SECONDS = 60
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Server:

@@ -3,7 +3,6 @@ and its links."""
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from playwright.sync_api import BrowserContext, Page, Route
 from digest import run
 from portal.assemble import Parts
 from tests.builders import ALICE
+from tests.ports import free_port
 from tests.smtp_server import SmtpServer
 from tests.web_client import Site
 
@@ -72,8 +72,7 @@ class LocalSite(Site):
 @contextmanager
 def local_site(make_parts: Callable[..., Parts], **settings: Any) -> Iterator[LocalSite]:
     """Serve until the block ends. ``make_parts`` is the fixture, or a function with the same parameters."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with SmtpServer() as mail:
         urls = {"relay__url": mail.url, "mail__url": mail.url, "public_url": f"http://127.0.0.1:{port}/quarantine"}
         made = LocalSite(make_parts(**urls | settings), mail)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.system.services import connects, free_port, process, wait_for
+from tests.ports import free_port
+from tests.system.services import connects, process, wait_for
 
 BASE = "dc=example,dc=org"
 PORTAL_DN, PORTAL_PASSWORD = f"cn=portal,{BASE}", "portal's own"

@@ -7,7 +7,6 @@ addresses, paths and Debian's chroot.
 from __future__ import annotations
 
 import os
-import random
 import re
 import shutil
 import signal
@@ -30,26 +29,13 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
 POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 T = TypeVar("T")
-
-
-_given: set[int] = set()
-
-
-def free_port() -> int:
-    """Return a free port of 127.0.0.1, below the ports of outgoing connections."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as listener, suppress(OSError):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("127.0.0.1", port))
-            if port not in _given:
-                _given.add(port)
-                return port
 
 
 def wait_for(what: Callable[[], T], seconds: float = 60, *, details: Callable[[], str] = str) -> T:

@@ -21,8 +21,9 @@ from portal.cli import rspamd_checks
 from portal.model.message import EventKind, Filter, Symbol
 from portal.settings import load_from
 from tests.builders import BY_LINK, BY_OPERATOR, hold, now
+from tests.ports import free_port
 from tests.smtp_server import SmtpServer
-from tests.system.services import Rspamd, exporter_conf, free_port, http, process, rspamd, wait_for
+from tests.system.services import Rspamd, exporter_conf, http, process, rspamd, wait_for
 
 pytestmark = pytest.mark.system
 

@@ -16,8 +16,9 @@ from portal.openid import provider as openid
 from tests.builders import ALICE
 from tests.oidc_provider import new_key
 from tests.paths import ROOT
+from tests.ports import free_port
 from tests.system.local_site import LocalSite, local_site
-from tests.system.services import connects, free_port, process, wait_for
+from tests.system.services import connects, process, wait_for
 
 pytestmark = pytest.mark.system
 

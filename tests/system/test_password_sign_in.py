@@ -24,6 +24,7 @@ from portal.settings.passwords import ImapSettings, LdapSettings
 from portal.settings.staff import StaffSettings
 from tests.builders import ALICE, BOB
 from tests.conftest import MakeParts
+from tests.ports import free_port
 from tests.system.password_servers import (
     ADMINISTRATORS,
     BASE,
@@ -32,7 +33,7 @@ from tests.system.password_servers import (
     PasswordServers,
     slapd_and_dovecot,
 )
-from tests.system.services import folder, free_port
+from tests.system.services import folder
 from tests.web_client import Browser, Site
 
 pytestmark = pytest.mark.system

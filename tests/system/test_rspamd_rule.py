@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.conftest import Mx
 from tests.system.mails import ALICE, BOB, REJECTED, SENDER, spam
 from tests.system.services import (
@@ -16,7 +17,6 @@ from tests.system.services import (
     Portal,
     Postfix,
     exporter_conf,
-    free_port,
     rspamd,
     send,
     shipped_rules,

@@ -19,6 +19,7 @@ import pytest
 
 from portal.stores import open_store
 from portal.web.pages import sha256
+from tests.ports import free_port
 from tests.system.conftest import Mx
 from tests.system.mails import ALICE, REJECTED, SENDER, spam
 from tests.system.services import (
@@ -27,7 +28,6 @@ from tests.system.services import (
     Nginx,
     Portal,
     folder,
-    free_port,
     http,
     listening,
     postgres,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.mails import ALICE, SENDER, spam
-from tests.system.services import BIN, ROOT, Portal, folder, free_port, http, postgres, process, wait_for
+from tests.system.services import BIN, ROOT, Portal, folder, http, postgres, process, wait_for
 from tests.uwsgi_client import packet
 
 pytestmark = pytest.mark.system

@@ -20,8 +20,8 @@ from portal.model.message import Scan, ScanOutcome, Tier
 from portal.stores import Store, open_store
 from portal.stores.records import Held
 from tests.builders import ALICE, hold
+from tests.ports import free_port
 from tests.web.conftest import Start
-from tests.web.test_socket import free_port
 from tests.web_client import ORIGIN, ROOT
 
 SECRET = "s" * 32

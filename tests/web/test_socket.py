@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import stat
 import threading
 import time
@@ -23,13 +22,9 @@ from portal.cli.finding import Finding
 from portal.settings import load_from
 from portal.stores import open_store
 from tests.paths import ROOT
+from tests.ports import free_port
 from tests.uwsgi_client import HEALTH, exchange, packet
 from tests.web.conftest import Start
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def test_without_systemd_the_socket_is_for_owner_and_group_in_a_folder_made_for_it(start: Start) -> None:
