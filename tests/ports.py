@@ -10,7 +10,7 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a free port of 127.0.0.1. It is below the ports of outgoing connections, so none takes it meanwhile."""
+    """Return a free port of 127.0.0.1. It is below the ports of outgoing connections, so none of these takes it."""
     while True:
         port = random.randrange(20_000, 32_000)
         with socket.socket() as listener, suppress(OSError):

@@ -52,17 +52,29 @@ ROLE_SUMMARIES = {
     Role.HELP_DESK: N_("Finds messages by sender and subject and releases spam."),
     Role.AUDITOR: N_("Sees everything except the contents of messages and changes nothing."),
 }
-# The pages that the console links to: path, text, and the permission that they need.
-_SECTIONS = (
+# The pages in the menu of the console: path, text, and the permission that they need.
+_DAILY_WORK = (
     (HOME, N_("Messages"), Permission.SEE_ENVELOPE),
     (REQUESTS, N_("Requests"), Permission.SEE_ENVELOPE),
     ("/admin/recipients/", N_("Recipients"), Permission.SEE_ENVELOPE),
     ("/admin/jobs/", N_("Jobs"), Permission.SEE_ENVELOPE),
-    ("/admin/domains", N_("Domains"), Permission.READ_AUDIT),
     ("/admin/statistics", N_("Statistics"), Permission.SEE_ENVELOPE),
+)
+# One link of the menu leads to these, which have a line of their own as soon as one of them is open.
+_ADMINISTRATION = (
+    ("/admin/domains", N_("Domains"), Permission.READ_AUDIT),
     ("/admin/staff", N_("Staff"), Permission.READ_AUDIT),
     ("/admin/audit", N_("Audit"), Permission.READ_AUDIT),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class MenuLink:
+    """A link in the menu of the console."""
+
+    path: str
+    text: str  # to be translated
+    is_current: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,22 +141,36 @@ class Console:
 
     def page(self, request: Request, staff: StaffSession, name: str, status: int = 200, **values: Any) -> HTTPResponse:
         """Return the page ``templates/web/admin/NAME.html``, which extends ``web/admin/base.html``."""
-        sections = [
-            (path, text, path == request.path or (path != HOME and request.path.startswith(path)))
-            for path, text, permission in _SECTIONS
-            if self._staff.reach(staff.member, permission)
-        ]
+        menu, submenu = self._menus(request, staff)
         return self._pages.page(
             request,
             f"admin/{name}",
             status,
             signed_in=shown_address(staff.member.person),
             form_token=staff.session.form_token,
-            sections=sections,
+            menu=menu,
+            submenu=submenu,
             requests_path=REQUESTS,
             open_requests=self._number_of_requests(request, staff),
             **values,
         )
+
+    def _menus(self, request: Request, staff: StaffSession) -> tuple[list[MenuLink], list[MenuLink]]:
+        """Return the menu, and the pages of the administration if one of them is open."""
+
+        def links(pages: Sequence[tuple[str, str, Permission]]) -> list[MenuLink]:
+            return [
+                MenuLink(path, text, path == request.path or (path != HOME and request.path.startswith(path)))
+                for path, text, permission in pages
+                if self._staff.reach(staff.member, permission)
+            ]
+
+        menu, submenu = links(_DAILY_WORK), links(_ADMINISTRATION)
+        if len(submenu) <= 1:
+            return [*menu, *submenu], []
+        is_open = any(link.is_current for link in submenu)
+        menu.append(MenuLink(submenu[0].path, N_("Administration"), is_open))
+        return menu, submenu if is_open else []
 
     def _number_of_requests(self, request: Request, staff: StaffSession) -> str:
         """Return the number of open release requests that a person sees, "" if there is none."""

@@ -138,6 +138,16 @@ def test_each_role_reaches_what_the_matrix_says(site: Site, person: Person) -> N
     assert [(site.delivery(each), site.history(each)) for each in held] == before
 
 
+def test_the_menu_has_a_second_line_for_the_administration(site: Site) -> None:
+    browser = sign_in(site, ADMINISTRATOR)
+    page = browser.get("/admin/").text
+    assert "Administration</a>" in page and "/admin/audit" not in page
+    page = browser.get("/admin/staff").text
+    assert '<a href="/quarantine/admin/domains" aria-current="true">Administration</a>' in page
+    assert 'aria-current="page">Staff</a>' in page and 'href="/quarantine/admin/audit"' in page
+    assert "Administration" not in sign_in(site, Person(BOB, Role.HELP_DESK)).get("/admin/").text
+
+
 # ---- who reaches the console
 
 
