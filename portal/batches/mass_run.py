@@ -17,7 +17,20 @@ from uuid import UUID, uuid5
 
 from portal.actions import Actions
 from portal.batches.batch import Act, Outcome, Progress, actor_of
-from portal.batches.mass import KIND, STATES, UNDO_SECONDS, DryRun, MassAct, Obstacle, Part, Status, View, Waiting, view
+from portal.batches.mass import (
+    ENDED,
+    KIND,
+    STATES,
+    UNDO_SECONDS,
+    DryRun,
+    MassAct,
+    Part,
+    Status,
+    View,
+    Waiting,
+    view,
+)
+from portal.batches.mass_rights import PERMISSIONS, MassRights
 from portal.batches.outcomes import has_acted, outcome_of, recognized
 from portal.batches.parallel import AT_ONCE, in_parallel
 from portal.model.audit import Act as Audited
@@ -31,20 +44,14 @@ from portal.model.errors import (
     RelayUnreachable,
     StoreUnavailable,
 )
-from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, Tier, domain, identity
-from portal.model.staff import EVERYWHERE
+from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, identity
 from portal.model.text import shown
-from portal.policy.staff import NOT_YOURS, Member, Permission, Staff
+from portal.policy.staff import NOT_YOURS, Member, Staff
 from portal.stores import Store
 from portal.stores.records import Command, Job
 
 log = logging.getLogger("quarantine.batch")
 
-PERMISSIONS = {  # of which one is needed somewhere
-    Act.RELEASE: (Permission.RELEASE_SPAM, Permission.RELEASE_SUSPICIOUS, Permission.RELEASE_DANGEROUS),
-    Act.DELETE: (Permission.DELETE,),
-    Act.RESTORE: (Permission.RESTORE,),
-}
 REASON_CHARS = 300
 _STEP = 100  # deliveries planned at a time
 _STEP_SECONDS = 10  # no action starts later, as in `run`
@@ -63,6 +70,11 @@ class MassActs:
     actions: Actions
     staff: Staff
 
+    @property
+    def rights(self) -> MassRights:
+        """The rights of staff to mass acts."""
+        return MassRights(self.staff)
+
     # ---- before
 
     def dry_run(self, act: Act, wanted: Filter, member: Member | None) -> DryRun:
@@ -72,48 +84,28 @@ class MassActs:
         """
         tally = self.store.facets.tally(wanted)
         parts = [
-            Part(*part, count, self._obstacle(act, member, *part))
+            Part(*part, count, self.rights.obstacle(act, member, *part))
             for part, count in sorted(tally.counts.items(), key=lambda each: (-each[1], each[0]))
         ]
         return DryRun(parts, tally.total)
 
-    def _obstacle(self, act: Act, member: Member | None, host: str, tier: Tier, state: State) -> Obstacle | None:
-        if state not in STATES[act]:
-            return Obstacle.STATE
-        if act is Act.RELEASE and not host:
-            return Obstacle.NO_RECIPIENT
-        if member is None:
-            return None
-        if act is Act.RELEASE:
-            may = self.staff.may_release_tier(member, tier, host)
-        else:
-            may = any(self.staff.may(member, permission, host) for permission in PERMISSIONS[act])
-        return None if may else Obstacle.NOT_PERMITTED
-
-    def reach(self, act: Act, member: Member) -> frozenset[str]:
-        """Return the domains in which a person may do this to some messages, see `Staff.reach`."""
-        return frozenset[str]().union(*(self.staff.reach(member, each) for each in PERMISSIONS[act]))
-
     def start(self, mass: MassAct, actor: Actor, form: UUID, delay: timedelta = timedelta(seconds=UNDO_SECONDS)) -> Job:
         """Queue a mass act and return its job. The same form is the same job. Raises StoreUnavailable."""
         now, job_id = self.actions.now(), uuid5(form, actor.who)
-        try:
-            return self.store.jobs.get(job_id)
-        except NotFound:
-            pass
         ends = min(mass.criteria.until, now) if mass.criteria.until else now
         mass = replace(mass, criteria=replace(mass.criteria, until=ends), reason=shown(mass.reason, REASON_CHARS))
         detail = f"{job_id} {mass.act}: {mass.reason}"
         if len(mass.criteria.domains or ()) < 2:  # what concerns several domains is not shown to each of them
             detail += f" ({mass.total} of {mass.query or 'all'})"
-        self._record(Audited.JOB_STARTED, mass, actor, detail)
-        job = self.store.jobs.add_once(job_id, KIND, mass.to_json(), actor, now, now + delay)
+        entries = self._entries(Audited.JOB_STARTED, mass, actor, detail)
+        job = self.store.jobs.add_once(job_id, KIND, mass.to_json(), actor, now, now + delay, entries=entries)
         log.info("mass act confirmed id=%s act=%s deliveries=%d by=%s", job.id, mass.act, mass.total, actor.who)
         return job
 
     def retry_failed(self, found: View, actor: Actor, member: Member | None = None) -> Job:
-        """Queue a mass act for the failed releases of another one, and return its job. Twice is once.
+        """Queue a mass act for the failed releases of another one, and return its job.
 
+        Twice is once, until that one has ended: those that it did not reach can be tried again.
         ``member``: the member of staff who does it, whose roles decide from now on; None: the shell.
         """
         criteria = replace(found.mass.criteria, states=frozenset({State.HELD}))
@@ -124,7 +116,8 @@ class MassActs:
             member=member.person if member else "",
             retries=found.job.id,
         )
-        return self.start(mass, actor, uuid5(found.job.id, "retry"), timedelta())
+        number = sum(each.mass.retries == found.job.id and each.status in ENDED for each in self.newest())
+        return self.start(mass, actor, uuid5(found.job.id, f"retry {number}"), timedelta())
 
     # ---- after the confirmation
 
@@ -139,26 +132,17 @@ class MassActs:
         """Return the newest mass acts, newest first."""
         return [view(job, self.actions.now()) for job in self.store.jobs.list(KIND, _LISTED)]
 
-    def may_see(self, member: Member, mass: MassAct) -> bool:
-        """Return whether a person may see a mass act: it is theirs, or only about domains whose messages they see."""
-        return mass.member == member.person or _covers(self.staff.reach(member, Permission.SEE_ENVELOPE), mass)
-
-    def may_steer(self, member: Member, mass: MassAct) -> bool:
-        """Return whether a person may pause, resume, cancel or retry a mass act."""
-        reach = self.reach(mass.act, member)
-        return bool(reach) and (mass.member == member.person or _covers(reach, mass))
-
     def steer(self, found: View, command: Command | None, actor: Actor) -> None:
         """Pause or cancel a mass act, or let it go on (None). Does nothing if it has ended."""
         if self.store.jobs.command(found.job.id, command, self.actions.now()):
             what = command or "resume"
-            self._record(Audited.JOB_CHANGED, found.mass, actor, f"{found.job.id} {what}")
+            self.store.audit.record(*self._entries(Audited.JOB_CHANGED, found.mass, actor, f"{found.job.id} {what}"))
             log.info("mass act changed id=%s command=%s by=%s", found.job.id, what, actor.who)
 
-    def _record(self, act: Audited, mass: MassAct, actor: Actor, detail: str) -> None:
-        """Record something in the audit, once for each domain if the mass act is limited to some."""
-        for host in sorted(mass.criteria.domains or {""}):
-            self.store.audit.record(AuditEntry.new(self.actions.now(), act, actor, host, shown(detail, 500)))
+    def _entries(self, act: Audited, mass: MassAct, actor: Actor, detail: str) -> list[AuditEntry]:
+        """Return entries of the audit, one for each domain if the mass act is limited to some."""
+        hosts = sorted(mass.criteria.domains or {""})
+        return [AuditEntry.new(self.actions.now(), act, actor, host, shown(detail, 500)) for host in hosts]
 
     # ---- running
 
@@ -238,7 +222,7 @@ class _Run:
 
     def _may_go_on(self) -> bool:
         member = self._member()
-        return member is None or bool(self._masses.reach(self._mass.act, member))
+        return member is None or bool(self._masses.rights.reach(self._mass.act, member))
 
     def _plan(self) -> Waiting | None:
         """Plan the next deliveries, unless some are planned. Return what must be waited for before."""
@@ -338,11 +322,3 @@ class _Run:
             if isinstance(error, RelayUnreachable) or error.portal_rejected:
                 self._waits_for = Waiting.MAIL_SERVER  # now: other threads would begin more
             raise
-
-
-def _covers(reach: frozenset[str], mass: MassAct) -> bool:
-    """Return whether all messages of a mass act are for these domains."""
-    domains = mass.criteria.domains
-    if mass.criteria.recipient is not None:
-        domains = frozenset({domain(mass.criteria.recipient)})
-    return EVERYWHERE in reach or (domains is not None and domains <= reach)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from portal.batches.batch import DONE_IN_STATE, Act, Outcome, Progress, is_of
@@ -16,7 +16,7 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
 )
-from portal.model.message import Delivery, DeliveryId, Event, EventKind
+from portal.model.message import Delivery, DeliveryId, Event, EventKind, State
 from portal.stores import Store
 
 log = logging.getLogger("quarantine.batch")
@@ -28,6 +28,8 @@ _EVENTS = {
     Act.RESTORE: (EventKind.RESTORED,),
     Act.REQUEST: (EventKind.REQUESTED,),
 }
+# The outcome of a release that has ended without success, by its event: the delivery is held again.
+_FAILURES = {EventKind.FAILED: Outcome.FAILED, EventKind.STOPPED: Outcome.NOT_ALLOWED}
 
 
 def recognized(store: Store, job_id: UUID, act: Act, progress: Progress) -> Progress:
@@ -69,7 +71,7 @@ def has_acted(job_id: UUID, act: Act, events: Sequence[Event]) -> bool:
     return event is not None and is_of(job_id, event.actor)
 
 
-def last_event(events: Sequence[Event], kinds: Sequence[EventKind]) -> Event | None:
+def last_event(events: Sequence[Event], kinds: Collection[EventKind]) -> Event | None:
     """Return the last event of these kinds, or None."""
     return next((event for event in reversed(events) if event.kind in kinds), None)
 
@@ -80,5 +82,10 @@ def _earlier_outcome(store: Store, job_id: UUID, act: Act, key: DeliveryId) -> O
         state = store.deliveries.get(key).state
     except NotFound:
         return None
-    is_own = has_acted(job_id, act, store.deliveries.last_events([key]).get(key, ()))
-    return DONE_IN_STATE.get((act, state), Outcome.CHANGED) if is_own else Outcome.CHANGED
+    events = store.deliveries.last_events([key]).get(key, ())
+    if not has_acted(job_id, act, events):
+        return Outcome.CHANGED
+    if act is Act.RELEASE and state is State.HELD:  # the release failed, unless somebody deleted and restored it since
+        last = last_event(events, (*_FAILURES, EventKind.RESTORED))
+        return _FAILURES.get(last.kind, Outcome.CHANGED) if last else Outcome.CHANGED
+    return DONE_IN_STATE.get((act, state), Outcome.CHANGED)

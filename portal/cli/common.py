@@ -176,7 +176,10 @@ def progress(unit: str) -> Iterator[ReportProgress]:
     def rate(done: int, total: int, size_bytes: int) -> str:
         seconds = max(monotonic() - started_seconds, 0.001)
         left = timedelta(seconds=round((total - done) * seconds / max(done, 1)))
-        return f"{done / seconds:.0f} {unit}/s, {size_bytes / 1e6 / seconds:.1f} MB/s, {left} left"
+        speed = f"{done / seconds:.0f} {unit}/s"
+        if size_bytes:
+            speed += f", {size_bytes / 1e6 / seconds:.1f} MB/s"
+        return f"{speed}, {left} left"
 
     if not console.is_terminal:
 

@@ -97,16 +97,30 @@ class Forgetting:
         if not all(self.staff.may_give(by, each.role, each.domain, leaver.recipient) for each in leaver.grants):
             raise NotAllowed(_ROLES)
 
-    def begin(self, leaver: Leaver, actor: Actor, now: datetime, reason: str = "", by: Member | None = None) -> None:
+    def begin(
+        self,
+        leaver: Leaver,
+        actor: Actor,
+        now: datetime,
+        reason: str = "",
+        by: Member | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
         """Remove everything but the deliveries. ``by`` as in `check`. Raises NotAllowed, StoreUnavailable.
 
         Digests are stopped, so nothing of what is left or held later is sent until somebody resumes them.
+        ``in_background``: queue a job that removes the deliveries, in the transaction of the audit's entry: after a
+        crash neither is without the other.
         """
         self.check(leaver, by)
         recipient = leaver.recipient
-        self.store.audit.record(
-            AuditEntry.new(now, Act.RECIPIENT_FORGOTTEN, actor, recipient, shown(reason, 300) if reason else "")
-        )
+        entry = AuditEntry.new(now, Act.RECIPIENT_FORGOTTEN, actor, recipient, shown(reason, 300) if reason else "")
+        if in_background and leaver.identities:
+            arguments = {"identities": leaver.identities, "until": now.isoformat()}
+            self.store.jobs.add(FORGET, arguments, actor, now, entries=[entry])
+        else:
+            self.store.audit.record(entry)
         for grant in leaver.grants:
             with suppress(BadGrant):  # somebody else removed it
                 self.staff.remove(recipient, grant.role, grant.domain, actor, by)

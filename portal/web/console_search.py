@@ -224,7 +224,7 @@ class ConsoleSearch:
             acts=[
                 (_ACTS_ON_ALL[act], first.without("by").query(("act", act.value)))
                 for act in ACTS
-                if search.typed() and not is_empty and self._masses.reach(act, staff.member)
+                if search.typed() and not is_empty and self._masses.rights.reach(act, staff.member)
             ],
             here=search.as_place(),
             list_query=first.without("by").query(),

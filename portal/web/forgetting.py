@@ -6,7 +6,7 @@ from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
 from portal.model.errors import NotAllowed, UnknownRecipient
-from portal.policy.forgetting import FORGET, Leaver
+from portal.policy.forgetting import Leaver
 from portal.policy.staff import Permission
 from portal.web.console import ROLE_NAMES, Console, StaffSession, shown_domain
 from portal.web.pages import Pages
@@ -59,11 +59,8 @@ class ForgetPages:
         self._console.check_fresh(request, staff, query_of(leaver.recipient))
         now, actor = self._pages.now(), staff.actor
         try:
-            self._forgetting.check(leaver, staff.member)
-            if leaver.identities:  # first, so that a crash in between leaves the deliveries to the job
-                arguments = {"identities": leaver.identities, "until": now.isoformat()}
-                self._parts.store.jobs.add(FORGET, arguments, actor, now)
-            self._forgetting.begin(leaver, actor, now, request.form("reason").strip(), staff.member)
+            reason = request.form("reason").strip()
+            self._forgetting.begin(leaver, actor, now, reason, staff.member, in_background=True)
         except NotAllowed:
             return self._console.forbidden(request)
         return self._pages.see_other(f"{query_of(leaver.recipient)}&done=forgotten")

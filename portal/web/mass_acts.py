@@ -114,7 +114,7 @@ class MassActPages:
         """POST /admin/jobs/: make the job, then redirect (303) to its page."""
         search = Search.of_query(request.form("search").removeprefix("?")).without("by", "before")
         act, reason = _act(request.form("act")), request.form("reason").strip()
-        if act is None or not self._masses.reach(act, staff.member) or not reason:
+        if act is None or not self._masses.rights.reach(act, staff.member) or not reason:
             return self._ask(request, staff, search, act, 400, error=N_("Enter a reason."))
         self._console.check_fresh(request, staff, _page_of(search, act))
         wanted = self._wanted(request, staff, search)
@@ -132,11 +132,11 @@ class MassActPages:
     def _ask(
         self, request: Request, staff: StaffSession, search: Search, act: Act | None, status: int = 200, error: str = ""
     ) -> HTTPResponse:
+        if act is not None and not self._masses.rights.reach(act, staff.member):
+            return self._console.forbidden(request)
         wanted = self._wanted(request, staff, search)
         if act is None or wanted is None:
             return self._pages.see_other(HOME + search.query())
-        if not self._masses.reach(act, staff.member):
-            return self._console.forbidden(request)
         self._console.check_fresh(request, staff, _page_of(search, act))
         with self._pages.searching():
             found = self._masses.dry_run(act, wanted, staff.member)
@@ -173,7 +173,7 @@ class MassActPages:
     def list(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """GET /admin/jobs/: the jobs of the last 30 days."""
         viewer = self._pages.viewer(request, staff.member.person)
-        found = [each for each in self._masses.newest() if self._masses.may_see(staff.member, each.mass)]
+        found = [each for each in self._masses.newest() if self._masses.rights.may_see(staff.member, each.mass)]
         return self._console.page(request, staff, "jobs", rows=[_job_row(each, viewer) for each in found])
 
     def show(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
@@ -200,7 +200,7 @@ class MassActPages:
             seconds=max(0, round(seconds)) if found.status is Status.SCHEDULED else None,
             minutes=max(1, round(found.time_left.total_seconds() / 60)) if found.time_left else None,
             outcomes=[(_OUTCOME_NAMES[name], count) for name, count in sorted(found.progress.counts.items())],
-            may_steer=self._masses.may_steer(staff.member, found.mass),
+            may_steer=self._masses.rights.may_steer(staff.member, found.mass),
         )
         if not is_ended and not stays and found.status is not Status.PAUSED:
             response.set_header("Refresh", str(_REFRESH_SECONDS))
@@ -209,7 +209,7 @@ class MassActPages:
     def change(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
         """POST /admin/jobs/ID/: pause, resume, cancel or retry a job, then redirect (303) to its page."""
         found, change = self._found(staff, id), request.form("change")
-        if not self._masses.may_steer(staff.member, found.mass):
+        if not self._masses.rights.may_steer(staff.member, found.mass):
             return self._console.forbidden(request)
         if change in _CHANGES:
             self._masses.steer(found, _CHANGES[change], staff.actor)
@@ -224,7 +224,7 @@ class MassActPages:
         id = uuid_of(name)
         if id is not None:
             found = self._masses.get(id)
-            if self._masses.may_see(staff.member, found.mass):
+            if self._masses.rights.may_see(staff.member, found.mass):
                 return found
         raise NotFound("there is no such job")
 

@@ -121,12 +121,14 @@ def test_the_commands_of_the_documentation_release_what_a_rule_held(run: Run, st
     assert store.deliveries.of_message(other.id)[0].state is State.HELD
 
 
-def test_a_deletion_of_all_is_undone(run: Run, store: Store) -> None:
+def test_a_deletion_of_all_is_undone(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.cli.common._PROGRESS_SECONDS", 0)
     found = [hold(store, recipients=(ALICE,), symbols=NEW_RULE).id for _ in range(2)]
     with digest_process():
         for command, state in (("delete", State.DELETED), ("restore", State.HELD)):
             done = run(command, "--matching", "--symbol", "NEW_RULE", "--reason", "test", "--yes")
             assert done.exit_code == 0, done.output
+            assert " of 2 deliveries, " in done.output and "MB/s" not in done.output
             assert {store.deliveries.of_message(id)[0].state for id in found} == {state}
     [restored, deleted] = [json.loads(line) for line in run("jobs", "list", "--json").output.splitlines()]
     assert (deleted["act"], deleted["outcomes"], deleted["query"]) == ("delete", {"deleted": 2}, "symbol=NEW_RULE")

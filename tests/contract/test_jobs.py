@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+from dataclasses import replace
+from uuid import UUID, uuid4
 
 import pytest
 
+from portal.model.audit import Act, AuditEntry, AuditFilter
 from portal.model.errors import AlreadyDone, NotFound
 from portal.model.message import new_id
 from portal.stores import LEASE, Store
 from portal.stores.lifecycle import JOBS_KEPT
+from portal.stores.records import Command
 from tests.builders import BY_OPERATOR, now
 from tests.contract.helpers import HOUR, MINUTE, SECOND, UNKNOWN, concurrently
 
@@ -142,3 +145,31 @@ def test_a_job_queued_by_a_clock_that_was_ahead_runs(store: Store) -> None:
     id = store.jobs.add(KIND, {}, BY_OPERATOR, at + 1000 * HOUR)
     assert store.repair_clock_skew(at) == 1
     assert [job.id for job in store.jobs.claim(KIND, 5, at)] == [id]
+
+
+def test_a_job_and_its_entries_in_the_audit_are_written_together(store: Store) -> None:
+    at, id = now(), uuid4()
+    entry = AuditEntry.new(at, Act.JOB_STARTED, BY_OPERATOR, "example.org")
+    for _ in range(2):
+        store.jobs.add_once(id, KIND, {}, BY_OPERATOR, at, entries=[entry])
+        entry = replace(entry, id=uuid4())
+    assert len(store.audit.list(AuditFilter(act="job-started"), 5)) == 1, "not for the same job again"
+    store.jobs.add(KIND, {"n": 1}, BY_OPERATOR, at, entries=[entry])
+    assert len(store.audit.list(AuditFilter(act="job-started"), 5)) == 2
+    with pytest.raises(TypeError):
+        store.jobs.add(KIND, {"n": object()}, BY_OPERATOR, at, entries=[replace(entry, id=uuid4())])
+    assert len(store.audit.list(AuditFilter(act="job-started"), 5)) == 2
+
+
+def test_resuming_a_job_keeps_the_time_of_its_start(store: Store) -> None:
+    at = now()
+    waiting = store.jobs.add(KIND, {}, BY_OPERATOR, at, at + MINUTE)
+    failed = store.jobs.add(KIND, {}, BY_OPERATOR, at)
+    [job] = store.jobs.claim(KIND, 1, at)
+    store.jobs.retry(job, at + MINUTE)
+    for each in (waiting, failed):
+        store.jobs.command(each, Command.PAUSE, at)
+        assert store.jobs.command(each, None, at)
+    assert [job.id for job in store.jobs.claim(KIND, 5, at)] == [failed]
+    store.jobs.command(waiting, Command.CANCEL, at)
+    assert [job.id for job in store.jobs.claim(KIND, 5, at)] == [waiting]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 from ipaddress import ip_network
 from uuid import UUID, uuid4
@@ -16,11 +16,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from digest.housekeeping import run_mass_acts
-from portal.batches.batch import Act, Outcome, criteria_from_json, criteria_to_json
+from portal.batches.batch import Act, Outcome, Progress, actor_of, criteria_from_json, criteria_to_json
 from portal.batches.mass import MassAct, Obstacle, Status, View, Waiting
 from portal.batches.mass_run import MassActs
 from portal.batches.parallel import retry_due
 from portal.model.audit import AuditFilter
+from portal.model.errors import RelayRefused
 from portal.model.message import Actor, ActorKind, DeliveryId, Filter, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import LEASE
@@ -209,7 +210,7 @@ def test_a_paused_job_goes_on_where_it_was(site: Site, relay: SmtpServer, monkey
 
 def test_overlapping_jobs_release_each_delivery_once(site: Site, relay: SmtpServer) -> None:
     hold(site)
-    first, second = start(site), start(site)
+    first, second = start(site), start(site, wanted=replace(FOUND, tiers=frozenset({Tier.SPAM})))
     run(site, first)
     assert len(relay.mails) == 3
     assert sum(masses(site).get(each.id).done for each in (first, second)) == 3
@@ -227,6 +228,44 @@ def test_refused_releases_are_tried_again_and_others_are_not(site: Site, relay: 
     assert run(site, again).progress.counts == {Outcome.RELEASED: 2}
     assert states(site, found) == [State.RELEASED] * 3
     assert states(site, stranger) == [State.HELD]
+
+
+def test_what_a_cancelled_retry_left_can_be_tried_again(site: Site, relay: SmtpServer) -> None:
+    found = hold(site)
+    relay.script["BODY"] = ["554 5.7.1 no"] * 3
+    shown = run(site, start(site))
+    first = masses(site).retry_failed(shown, BY_SHELL)
+    masses(site).steer(masses(site).get(first.id), Command.CANCEL, BY_SHELL)
+    assert run(site, first).status is Status.CANCELLED
+    second = masses(site).retry_failed(shown, BY_SHELL)
+    assert run(site, second).progress.counts == {Outcome.RELEASED: 3}
+    assert states(site, found) == [State.RELEASED] * 3
+
+
+def test_a_pause_does_not_shorten_the_undo_window(site: Site, relay: SmtpServer) -> None:
+    hold(site)
+    job = start(site)
+    site.now -= timedelta(seconds=40)
+    for command in (Command.PAUSE, None):
+        masses(site).steer(masses(site).get(job.id), command, BY_STAFF)
+    assert (run(site, job).status, relay.mails) == (Status.SCHEDULED, [])
+    site.now += timedelta(seconds=40)
+    assert run(site, job).status is Status.FINISHED
+
+
+def test_a_release_that_failed_before_a_crash_counts_as_failed(site: Site, relay: SmtpServer) -> None:
+    [held] = hold(site, 1)
+    job = start(site)
+    [claimed] = site.store.jobs.claim("mass", 1, site.now)
+    planned = Progress(is_counted=True, is_last=True, planned=(DeliveryId(held.id, 0),))
+    site.store.jobs.keep(claimed, planned.to_json(), site.now)
+    relay.script["BODY"] = ["554 5.7.1 no"]
+    with pytest.raises(RelayRefused):
+        site.parts.actions.release(held.id, 0, actor_of(job.id, BY_SHELL), operator=True)
+    site.now += 2 * LEASE
+    shown = run(site, job)
+    assert (shown.progress.counts, shown.left) == ({Outcome.FAILED: 1}, 0)
+    assert run(site, masses(site).retry_failed(shown, BY_SHELL)).progress.counts == {Outcome.RELEASED: 1}
 
 
 def test_staff_who_retry_a_job_of_the_shell_need_the_right_to_release(site: Site, relay: SmtpServer) -> None:

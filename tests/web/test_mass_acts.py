@@ -16,6 +16,7 @@ from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.web.console import FRESH
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, now
 from tests.smtp_server import SmtpServer
+from tests.statements import Statements
 from tests.web_client import Answer, Browser, Site
 
 CAROL = "carol@example.net"
@@ -86,7 +87,7 @@ def test_it_is_cancelled_in_time_and_a_second_press_is_the_same_job(site: Site, 
     page = confirm(site, browser, form="01890a5d-ac96-774b-bcce-b302099a8057").header("Location")
     assert confirm(site, browser, form="01890a5d-ac96-774b-bcce-b302099a8057").header("Location") == page
     assert page
-    for change, status in (("pause", "Paused"), ("resume", "Running"), ("cancel", "Running")):
+    for change, status in (("pause", "Paused"), ("resume", "Starts soon"), ("cancel", "Running")):
         browser.post(page, {"form_token": browser.form_token(), "change": change})
         assert status in words(browser.get(page))
     run(site)
@@ -153,3 +154,46 @@ def test_errors_are_tried_again_as_a_job_of_its_own(site: Site, relay: SmtpServe
 def test_an_address_that_names_no_act_leads_to_the_search(site: Site, query: str) -> None:
     answer = staff(site, Role.ADMINISTRATOR).get(f"/admin/jobs/new?{query}")
     assert (answer.status, "/admin/jobs" in (answer.header("Location") or "")) == (303, False)
+
+
+def test_deleting_all_needs_no_permission_to_release(make_parts: Callable[..., Parts]) -> None:
+    site = Site(
+        make_parts(domains={"example.org": {"release_spam": "administrator", "release_suspicious": "administrator"}})
+    )
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    held = site.hold(recipients=(ALICE,))
+    assert browser.get(f"/admin/jobs/new?{SEARCH}&act=release").status == 403
+    page = confirm(site, browser, "delete").header("Location") or ""
+    form = {"form_token": browser.form_token()}
+    assert browser.post(page, {**form, "change": "pause"}).status == 303
+    browser.post(page, {**form, "change": "resume"})
+    run(site)
+    assert site.state(held) is State.DELETED
+
+
+def test_only_who_may_do_all_of_a_job_steers_it(site: Site, relay: SmtpServer) -> None:
+    browser = staff(site, Role.ADMINISTRATOR)
+    held = site.hold(recipients=(ALICE,), tier=Tier.DANGEROUS)
+    page = confirm(site, browser).header("Location") or ""
+    browser.post(page, {"form_token": browser.form_token(), "change": "pause"})
+    help_desk = staff(site, Role.HELP_DESK, person=BOB)
+    assert "Resume" not in help_desk.get(page).text
+    for change in ("resume", "cancel", "retry"):
+        assert help_desk.post(page, {"form_token": help_desk.form_token(), "change": change}).status == 403
+    run(site)
+    assert (site.state(held), relay.mails) == (State.HELD, [])
+    other = staff(site, Role.ADMINISTRATOR, person=CAROL)
+    other.post(page, {"form_token": other.form_token(), "change": "resume"})
+    run(site)
+    assert site.state(held) is State.RELEASED
+
+
+def test_a_dry_run_takes_few_statements(make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch) -> None:
+    statements = Statements(monkeypatch)
+    site = Site(make_parts())
+    browser = staff(site, Role.ADMINISTRATOR)
+    site.hold(recipients=(ALICE,))
+    browser.get(f"/admin/jobs/new?{SEARCH}&act=release")
+    with statements.of() as sent:
+        browser.get(f"/admin/jobs/new?{SEARCH}&act=release")
+    assert len(sent) <= 9, sent

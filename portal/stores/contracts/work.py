@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from portal.model.audit import AuditEntry
 from portal.model.message import Actor
 from portal.stores.records import Command, Job, OutgoingMail, QueuedMail
 
@@ -38,9 +39,16 @@ class Jobs(ABC):
 
     @abstractmethod
     def add(
-        self, kind: str, arguments: Mapping[str, Any], actor: Actor, now: datetime, not_before: datetime | None = None
+        self,
+        kind: str,
+        arguments: Mapping[str, Any],
+        actor: Actor,
+        now: datetime,
+        not_before: datetime | None = None,
+        *,
+        entries: Sequence[AuditEntry] = (),
     ) -> UUID:
-        """Queue a job and return its id. Durable on return."""
+        """Queue a job and return its id. ``entries``: of the audit, in the same transaction. Durable on return."""
 
     @abstractmethod
     def add_once(
@@ -53,11 +61,13 @@ class Jobs(ABC):
         not_before: datetime | None = None,
         *,
         claimed: bool = False,
+        entries: Sequence[AuditEntry] = (),
     ) -> Job:
         """Queue a job with this id, unless there is one with this id, or an unfinished one with the same kind,
         arguments and actor. Return the new or existing job. Durable on return.
 
         ``claimed``: a new job is claimed by the caller, and has a lease; otherwise the job that is returned has none.
+        ``entries``: of the audit, in the transaction of a new job.
         """
 
     @abstractmethod
@@ -94,7 +104,8 @@ class Jobs(ABC):
     def command(self, job_id: UUID, command: Command | None, now: datetime) -> bool:
         """Set the command of a job, or None to let it go on. Return False if it has finished, or has it already.
 
-        The process that runs the job reads it at its next `keep`; if none does, the job is due at once.
+        The process that runs the job reads it at its next `keep`. If none does, the job is due at once, but a job that
+        was not begun keeps the time of its start, unless it is cancelled.
         """
 
     @abstractmethod

@@ -53,11 +53,11 @@ class _FileFacetIndex(FacetIndex):
             time.sleep(_PAUSE_SECONDS)
         return more
 
-    def _index_new(self, seconds: float | None = None) -> bool:
-        more = super()._index_new(seconds)
+    def _index_new(self, seconds: float | None = None) -> tuple[bool, bool]:
+        more, is_complete = super()._index_new(seconds)
         if not more:
             index_waiting(self._database)
-        return more
+        return more, is_complete
 
 
 class FileFacets(SqlFacets):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 import psycopg
@@ -24,6 +25,8 @@ from portal.stores.shared.session import Session
 _EXAMINED_AT_ONCE = 2_000  # if texts are compared one by one
 FACTS = "from delivery d left join facet f on f.message_id = d.message_id{}"
 
+T = TypeVar("T")
+
 
 class _PostgresFacetIndex(FacetIndex):
     """See `FacetIndex`."""
@@ -32,13 +35,13 @@ class _PostgresFacetIndex(FacetIndex):
         super().__init__(engine, rows)
         self._database = database
 
-    def _index_new(self, seconds: float | None = None) -> bool:
+    def _index_new(self, seconds: float | None = None) -> tuple[bool, bool]:
         return self._with_partitions(partial(super()._index_new, seconds))
 
     def _index_older(self) -> bool:
         return self._with_partitions(super()._index_older)
 
-    def _with_partitions(self, index: Callable[[], bool]) -> bool:
+    def _with_partitions(self, index: Callable[[], T]) -> T:
         try:
             return index()
         except StoreUnavailable as error:
@@ -61,7 +64,7 @@ class PostgresFacets(SqlFacets):
         self, session: Session, terms: Terms, wanted: Filter, before: DeliveryId | None, at_once: int
     ) -> Generator[Batch]:
         # Starting workers and compiling take longer than most searches do.
-        session.many("select set_config('max_parallel_workers_per_gather', '0', true), set_config('jit', 'off', true)")
+        connection_of(session).execute(b"set local max_parallel_workers_per_gather = 0; set local jit = off")
         source, (since, until) = _source(wanted, terms), _period(wanted)
         if before is not None:  # the page may end between two deliveries of a message
             until = min(until, UUID(int=before.message_id.int + bool(before.number)))

@@ -69,17 +69,20 @@ class FacetIndex:
         deadline = monotonic() + seconds
         for _ in range(_CATCH_UP):
             left = deadline - monotonic()
+            if left <= 0:
+                break
             try:
-                if left <= 0 or not self._index_new(left):
-                    return left > 0 and self.is_complete()
+                more, is_complete = self._index_new(left)
             except StoreUnavailable as error:
                 log.warning("searching without the newest messages: %s", error)
-                return False
+                break
+            if not more:
+                return is_complete
         return False
 
     def step(self) -> bool:
         """Index some messages. Return whether there may be more."""
-        return self._index_new() or self._index_older()
+        return self._index_new()[0] or self._index_older()
 
     def recheck(self, *, are_missing: bool = False) -> None:
         """See `Facets.recheck`."""
@@ -93,14 +96,14 @@ class FacetIndex:
         with self._engine.reading() as session:
             return _state(session).is_complete
 
-    def _index_new(self, seconds: float | None = None) -> bool:
-        """Index some new and changed messages. Return whether there may be more."""
+    def _index_new(self, seconds: float | None = None) -> tuple[bool, bool]:
+        """Index some new and changed messages. Return whether there may be more, and whether all older are indexed."""
         now = datetime.now(UTC)
         with self._engine.reading() as session:
             state = _state(session)
             is_begun = state.until is not None and not state.is_ahead(now)
             if is_begun and not state.has_stale and not self._new(session, state.until or _LOWEST):
-                return False  # nothing to write: so it is for most searches
+                return False, state.is_complete  # nothing to write: so it is for most searches
         with self._engine.writing(durable=False) as session:
             if seconds is not None:
                 session.limit(seconds)
@@ -108,10 +111,10 @@ class FacetIndex:
             state = _state(session)
             if state.until is None:
                 self._begin(session, now)
-                return True
+                return True, False
             if state.is_ahead(now):
                 repair(session, now)
-                return True
+                return True, False
             stale = session.many("select seq, message_id from stale_facet order by seq limit :n", n=self._at_once)
             if stale:
                 self._write(session, list(dict.fromkeys(id for _, id in stale)), replace=True)
@@ -120,7 +123,7 @@ class FacetIndex:
             if ids:
                 self._write(session, ids)
                 _set(session, {_UNTIL: max(state.until, min(ids[-1], first_id(now)))})
-        return self._at_once in (len(stale), len(ids))
+        return self._at_once in (len(stale), len(ids)), state.is_complete
 
     def _begin(self, session: Session, now: datetime) -> None:
         is_old = session.many("select id from message where id < :low limit 1", low=first_id(now - _OVERLAP))

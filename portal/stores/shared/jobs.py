@@ -9,11 +9,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+from portal.model.audit import AuditEntry
 from portal.model.errors import AlreadyDone, NotFound
 from portal.model.message import Actor, ActorKind, new_id
 from portal.stores import lifecycle
 from portal.stores.contracts import Jobs
 from portal.stores.records import Command, Job
+from portal.stores.shared.audit import record
 from portal.stores.shared.session import Engine, Row, Session
 
 SCAN = "scan"  # scans the message named by argument "message"; hold_mail of quarantine.sql queues it as well
@@ -32,9 +34,17 @@ class SqlJobs(Jobs):
         self._engine = engine
 
     def add(
-        self, kind: str, arguments: Mapping[str, Any], actor: Actor, now: datetime, not_before: datetime | None = None
+        self,
+        kind: str,
+        arguments: Mapping[str, Any],
+        actor: Actor,
+        now: datetime,
+        not_before: datetime | None = None,
+        *,
+        entries: Sequence[AuditEntry] = (),
     ) -> UUID:
         with self._engine.writing() as session:
+            record(session, entries)
             return add_job(session, kind, arguments, actor, now, not_before)
 
     def add_once(
@@ -47,6 +57,7 @@ class SqlJobs(Jobs):
         not_before: datetime | None = None,
         *,
         claimed: bool = False,
+        entries: Sequence[AuditEntry] = (),
     ) -> Job:
         same = "id = :id or (kind = :kind and finished_at is null and arguments = :text and actor = :who)"
         with self._engine.writing() as session:
@@ -60,6 +71,7 @@ class SqlJobs(Jobs):
             )
             if row is not None:
                 return replace(_job(row), lease=None)
+            record(session, entries)
             add_job(session, kind, arguments, actor, now, not_before, job_id)
             job = _job(session.one(f"select {_COLUMNS} from job where id = :id", id=job_id) or ())
             if not claimed:
@@ -121,7 +133,8 @@ class SqlJobs(Jobs):
 
     def command(self, job_id: UUID, command: Command | None, now: datetime) -> bool:
         update = (
-            "update job set command = :command, not_before = case when lease is null then :now else not_before end"
+            "update job set command = :command, not_before = case"
+            " when lease is null and (tries > 0 or :text = 'cancel') then :now else not_before end"
             " where id = :id and finished_at is null and coalesce(command, '') not in (:text, 'cancel')"
         )
         with self._engine.writing() as session:

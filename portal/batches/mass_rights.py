@@ -1,0 +1,70 @@
+"""The rights to mass acts: what each act needs, what a person may do to whom, and who may see and steer a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from portal.batches.batch import Act
+from portal.batches.mass import STATES, MassAct, Obstacle
+from portal.model.message import State, Tier, domain
+from portal.model.staff import EVERYWHERE
+from portal.policy.staff import Member, Permission, Staff
+
+PERMISSIONS = {  # of which one is needed somewhere
+    Act.RELEASE: (Permission.RELEASE_SPAM, Permission.RELEASE_SUSPICIOUS, Permission.RELEASE_DANGEROUS),
+    Act.DELETE: (Permission.DELETE,),
+    Act.RESTORE: (Permission.RESTORE,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MassRights:
+    """The rights of staff to mass acts."""
+
+    staff: Staff
+
+    def obstacle(self, act: Act, member: Member | None, host: str, tier: Tier, state: State) -> Obstacle | None:
+        """Return why deliveries of this domain, tier and state are left alone, None if they are acted on.
+
+        ``member`` None: the shell, which may do everything.
+        """
+        if state not in STATES[act]:
+            return Obstacle.STATE
+        if act is Act.RELEASE and not host:
+            return Obstacle.NO_RECIPIENT
+        if member is None:
+            return None
+        if act is Act.RELEASE:
+            may = self.staff.may_release_tier(member, tier, host)
+        else:
+            may = any(self.staff.may(member, permission, host) for permission in PERMISSIONS[act])
+        return None if may else Obstacle.NOT_PERMITTED
+
+    def reach(self, act: Act, member: Member) -> frozenset[str]:
+        """Return the domains in which a person may do this to some messages, see `Staff.reach`."""
+        return frozenset[str]().union(*(self.staff.reach(member, each) for each in PERMISSIONS[act]))
+
+    def may_see(self, member: Member, mass: MassAct) -> bool:
+        """Return whether a person may see a mass act: it is theirs, or only about domains whose messages they see."""
+        return mass.member == member.person or _covers(self.staff.reach(member, Permission.SEE_ENVELOPE), mass)
+
+    def may_steer(self, member: Member, mass: MassAct) -> bool:
+        """Return whether a person may pause, resume, cancel or retry a mass act.
+
+        That of somebody else only if they may do, in all its domains, everything that it may do by the roles of the
+        person who confirmed it.
+        """
+        reach = self.reach(mass.act, member)
+        if mass.member == member.person or not reach:
+            return bool(reach)
+        owner = self.staff.member(mass.member) if mass.member else None
+        used = [each for each in PERMISSIONS[mass.act] if owner is None or self.staff.reach(owner, each)]
+        return _covers(reach, mass) and all(_covers(self.staff.reach(member, each), mass) for each in used)
+
+
+def _covers(reach: frozenset[str], mass: MassAct) -> bool:
+    """Return whether all messages of a mass act are for these domains."""
+    domains = mass.criteria.domains
+    if mass.criteria.recipient is not None:
+        domains = frozenset({domain(mass.criteria.recipient)})
+    return EVERYWHERE in reach or (domains is not None and domains <= reach)
