@@ -323,6 +323,23 @@ begin
         primary key (person, role, domain, source, group_name)
     );
 
+    create table token (  -- API tokens, see portal/model/token.py; those that ended are kept for a while
+        id uuid primary key,
+        secret_sha256 bytea not null unique,
+        name text not null,
+        owner text not null,  -- identity
+        role text not null,  -- Role
+        domain text not null,  -- '': all mail
+        scope text not null,  -- Scope
+        created_at timestamptz not null,
+        actor text not null,  -- Actor.who
+        via text not null,
+        address text not null,
+        expires_at timestamptz not null,
+        used_at timestamptz,
+        revoked_at timestamptz
+    );
+
     create table vote (  -- what people say that messages are, see portal/model/vote.py
         id uuid primary key,
         campaign bytea not null,

@@ -25,6 +25,7 @@ from portal.policy.learning import Learning
 from portal.policy.recipients import Recipients
 from portal.policy.rulebook import Rulebook
 from portal.policy.staff import Staff
+from portal.policy.tokens import Tokens
 from portal.rspamd import Rspamd
 from portal.scanning import Scanning
 from portal.settings import Settings
@@ -50,6 +51,7 @@ class Parts:
     people: Directory
     domains: Domains
     staff: Staff
+    tokens: Tokens
     rulebook: Rulebook
     recipients: Recipients
     forgetting: Forgetting
@@ -117,6 +119,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         people=people,
         domains=domains,
         staff=staff,
+        tokens=Tokens(store, staff),
         rulebook=rulebook,
         recipients=Recipients(store, people, domains),
         forgetting=Forgetting(store, people, rulebook, staff),

@@ -19,6 +19,7 @@ from wsgiref.util import setup_testing_defaults
 from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.message import Delivery, DeliveryId, Event, State, Tier
+from portal.policy.tokens import Tokens
 from portal.stores.records import Held
 from portal.web import create_app
 from tests import builders
@@ -140,11 +141,13 @@ class Site:
 
     def __init__(self, parts: Parts) -> None:
         self.now: datetime = builders.now()
+        staff = replace(parts.staff, now=lambda: self.now)
         self.parts: Parts = replace(
             parts,
             actions=replace(parts.actions, now=lambda: self.now),
             rulebook=replace(parts.rulebook, now=lambda: self.now),
-            staff=replace(parts.staff, now=lambda: self.now),
+            staff=staff,
+            tokens=Tokens(parts.store, staff),
         )
         self.store = parts.store
         self.app = create_app(self.parts)

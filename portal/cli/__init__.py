@@ -31,6 +31,7 @@ _MODULES = {  # of portal/cli, with their commands
     "site": ("check", "init", "purge", "settings"),
     "staff": ("staff",),
     "stats": ("stats",),
+    "tokens": ("token",),
 }
 
 

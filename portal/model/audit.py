@@ -24,6 +24,8 @@ class Act(StrEnum):
     DOMAIN_SET = "domain-set"  # a setting of a domain
     ROLE_GIVEN = "role-given"  # to a member of staff
     ROLE_REMOVED = "role-removed"
+    TOKEN_CREATED = "token-created"  # noqa: S105 - an API token, no password
+    TOKEN_REVOKED = "token-revoked"  # noqa: S105
     PREFERENCES_SET = "preferences-set"
     DIGESTS_STOPPED = "digests-stopped"
     DIGESTS_RESUMED = "digests-resumed"

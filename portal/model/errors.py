@@ -89,6 +89,10 @@ class BadGrant(QuarantineError):
     """A role that cannot be given or removed. The message says why, and is a text to be translated."""
 
 
+class BadToken(QuarantineError):
+    """An API token that cannot be created or revoked. The message says why, and is a text to be translated."""
+
+
 class BadPreference(QuarantineError):
     """A value that no preference can have. The message says what to enter, and is a text to be translated."""
 

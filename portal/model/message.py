@@ -224,13 +224,16 @@ class ActorKind(StrEnum):
     RULE = "rule"  # an allow or block rule, see `rule.Rule.as_actor`
 
 
+CONSOLE, API = "console", "api"  # `Actor.via` of staff
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
     """The author of an event in the history: shown to operators, never to other recipients."""
 
     kind: ActorKind
     name: str = ""  # an operator's name; a person's identity if they acted on an alias or role mailbox; a rule's sender
-    via: str = ""  # "link", "portal", "console", "cli"; a rule's scope
+    via: str = ""  # "link", "portal", "console", "api:TOKEN", "cli"; a rule's scope
     address: str = ""  # the client's IP address
 
     @property
@@ -239,9 +242,10 @@ class Actor:
         return f"{self.kind}:{self.name}" if self.name else str(self.kind)
 
     @property
-    def is_console(self) -> bool:
-        """True for staff who acted in the console, where their roles limit what they may do."""
-        return self.kind is ActorKind.OPERATOR and self.via.partition("/")[0] == "console"
+    def is_limited(self) -> bool:
+        """True for staff who acted in the console or by the API, where roles limit what they may do."""
+        way = self.via.partition("/")[0].partition(":")[0]  # without the job and the token
+        return self.kind is ActorKind.OPERATOR and way in (CONSOLE, API)
 
     @classmethod
     def from_stored(cls, who: str, via: str, address: str) -> Actor:

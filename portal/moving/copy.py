@@ -137,6 +137,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     _copy_domains(source, target)
     if not in_use:
         target.staff.replace_all(source.staff.all())
+    target.tokens.import_records(source.tokens.all())
     _copy_rules(source, target, done, replace_changed=not in_use)
     _copy_audit(source, target)
     _copy_statistics(source, target)

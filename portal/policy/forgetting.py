@@ -124,6 +124,9 @@ class Forgetting:
         for grant in leaver.grants:
             with suppress(BadGrant):  # somebody else removed it
                 self.staff.remove(recipient, grant.role, grant.domain, actor, by)
+        for token in self.store.tokens.all():
+            if token.owner == recipient:
+                self.store.tokens.revoke(token.id, actor, now)
         self.store.recipients.forget(recipient, now)
         for rule in self._rules(leaver.identities, now):
             with suppress(AlreadyDone):

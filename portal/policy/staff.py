@@ -14,10 +14,11 @@ from enum import StrEnum
 
 from portal.model.clock import utc_now
 from portal.model.errors import BadGrant, NotAllowed
-from portal.model.message import Actor, ActorKind, Delivery, State, Tier, domain, identity, is_address
+from portal.model.message import API, CONSOLE, Actor, ActorKind, Delivery, State, Tier, domain, identity, is_address
 from portal.model.rights import Access, ReleaseRight, access
 from portal.model.staff import EVERYWHERE, Grant, Role, fits
 from portal.model.text import N_
+from portal.model.token import Scope, Token
 from portal.people import Directory
 from portal.policy.domains import Domains
 from portal.settings import Settings
@@ -66,6 +67,12 @@ PERMISSIONS: Mapping[Role, frozenset[Permission]] = {
     Role.AUDITOR: frozenset({Permission.SEE_ENVELOPE, Permission.READ_AUDIT}),
 }
 
+# What an API token may do at most. None may give roles: a stolen token could otherwise give a lasting one.
+SCOPES: Mapping[Scope, frozenset[Permission]] = {
+    Scope.READ: frozenset({Permission.SEE_ENVELOPE, Permission.SEE_BODY, Permission.READ_AUDIT}),
+    Scope.ACT: frozenset(Permission) - {Permission.MANAGE_STAFF},
+}
+
 # The strictest `ReleaseRight` with which a role may release. A right says what recipients may do, so the help desk
 # releases what the recipient could release.
 _STRICTEST = {
@@ -77,14 +84,20 @@ _STRICTEST = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A person with the roles that they have now."""
+    """A person with the roles that they have now, or an API token with those that its owner shares with it now."""
 
-    person: str  # identity
+    person: str  # identity; the owner of the token
     grants: tuple[Grant, ...]
+    token: Token | None = None
 
     def acting_from(self, address: str) -> Actor:
-        """Return the person as the actor of what they do in the console. ``address``: the client's."""
-        return Actor(ActorKind.OPERATOR, self.person, "console", address)
+        """Return the actor of what they do in the console, or by the API. ``address``: the client's."""
+        via = CONSOLE if self.token is None else f"{API}:{self.token.id}"
+        return Actor(ActorKind.OPERATOR, self.person, via, address)
+
+    def is_limited_from(self, permission: Permission) -> bool:
+        """Return whether the scope of a token excludes this, whatever its role permits."""
+        return self.token is not None and permission not in SCOPES[self.token.scope]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +127,10 @@ class Staff:
         local. Those by groups end by themselves."""
         found = [grant for grant in self.store.staff.all() if not grant.source]
         found += [grant for person in self.settings.staff.administrators for grant in self._of_settings(person)]
-        return [grant for grant in found if not self._in_effect([grant]) or not self._can_sign_in(grant.person)]
+        return [grant for grant in found if not self._in_effect([grant]) or not self.can_sign_in(grant.person)]
 
-    def _can_sign_in(self, person: str) -> bool:
+    def can_sign_in(self, person: str) -> bool:
+        """Return whether this identity is a person in a local domain."""
         return is_address(person) and self.settings.is_local(person) and self.people.is_person(person)
 
     def is_of_settings(self, grant: Grant) -> bool:
@@ -171,7 +185,7 @@ class Staff:
 
         ``host``: the domain as in an identity, or EVERYWHERE for what concerns the whole site.
         """
-        return any(
+        return not member.is_limited_from(permission) and any(
             self._gives(grant.role, permission, host) for grant in member.grants if grant.domain in (EVERYWHERE, host)
         )
 
@@ -205,7 +219,7 @@ class Staff:
             person
             for person, grants in sorted(of.items())
             if any(grant.role is Role.DOMAIN_ADMINISTRATOR and grant.domain == host for grant in grants)
-            and self._can_sign_in(person)
+            and self.can_sign_in(person)
             and self.may_release(Member(person, tuple(grants)), delivery)
         ]
 
@@ -231,6 +245,8 @@ class Staff:
 
         Empty: they may do it nowhere.
         """
+        if member.is_limited_from(permission):
+            return frozenset()
         return frozenset(grant.domain for grant in member.grants if self._gives(grant.role, permission, grant.domain))
 
     def _gives(self, role: Role, permission: Permission, host: str) -> bool:
@@ -277,7 +293,7 @@ class Staff:
         ``by``: the member of staff who does it; None: the command line, which may give every role. Raises NotAllowed,
         BadGrant.
         """
-        grant = Grant(self._checked_person(person), role, self._checked_domain(role, host), self.now(), actor)
+        grant = Grant(self._checked_person(person), role, self.checked_domain(role, host), self.now(), actor)
         if by is not None and not self.may_give(by, role, grant.domain, grant.person):
             raise NotAllowed("this member of staff may not give this role")
         if self._of_settings(grant.person) and role is Role.ADMINISTRATOR:
@@ -318,7 +334,8 @@ class Staff:
             raise BadGrant(N_("This address is an alias or a shared mailbox. Enter the address of a person."))
         return person
 
-    def _checked_domain(self, role: Role, name: str) -> str:
+    def checked_domain(self, role: Role, name: str) -> str:
+        """Return the domain that was typed for a role, as it is stored. Raises BadGrant."""
         host = domain(name.strip())
         if not fits(role, host) and role is Role.ADMINISTRATOR:
             raise BadGrant(N_("An administrator is responsible for all domains. Choose “All domains”."))

@@ -1,5 +1,5 @@
 """Lines of the file store's audit journal: actions on deliveries, recipients' preferences, rules, values of domains,
-roles of staff, and statistics.
+roles of staff, API tokens, and statistics.
 
 If the SQLite file is lost, it is rebuilt from the mail files (`files.reindex`). The journal has the data that is not in
 the mail files, one JSON object per line. Lines are snapshots, not steps: replaying them in order is idempotent and ends
@@ -25,6 +25,9 @@ with the state of the last line.
      "subject": "alice@example.org", "delivery": null, "detail": "", "domain": "example.org"}
     {"at": …, "kind": "staff", "person": …,
      "roles": [{"role": "help-desk", "domain": "", "given_at": …, "by": {"who": …, "via": …, "address": …}}]}
+    {"at": …, "kind": "token", "id": …, "secret_sha256": "…", "name": …, "owner": …, "role": "help-desk", "domain": "",
+     "scope": "read", "created_at": …, "by": {"who": …, "via": …, "address": …}, "expires_at": …, "used_at": null,
+     "revoked_at": null}
     {"at": …, "kind": "statistics", "day": "2026-01-31", "counts": [["example.org", "tier", "held", "spam", 12], …]}
 """
 
@@ -42,6 +45,7 @@ from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, 
 from portal.model.rule import Effect, Rule
 from portal.model.staff import Grant, Role
 from portal.model.statistics import Count
+from portal.model.token import Scope, Token
 from portal.stores import scans, symbols
 from portal.stores.records import DigestRecord, Person
 
@@ -297,6 +301,43 @@ def grants_of(line: dict[str, Any]) -> list[Grant]:
         )
         for each in line["roles"]
     ]
+
+
+def token_line(token: Token) -> dict[str, Any]:
+    """Return the line with the current state of an API token."""
+    return {
+        "kind": "token",
+        "id": str(token.id),
+        "secret_sha256": token.secret_sha256.hex(),
+        "name": token.name,
+        "owner": token.owner,
+        "role": token.role.value,
+        "domain": token.domain,
+        "scope": token.scope.value,
+        "created_at": token.created_at.isoformat(),
+        "by": _actor_json(token.actor),
+        "expires_at": token.expires_at.isoformat(),
+        "used_at": _text(token.used_at),
+        "revoked_at": _text(token.revoked_at),
+    }
+
+
+def token_of(line: dict[str, Any]) -> Token:
+    """Return the token of a `token_line`. Raises KeyError, ValueError, TypeError when the line is malformed."""
+    return Token(
+        id=UUID(line["id"]),
+        secret_sha256=bytes.fromhex(line["secret_sha256"]),
+        name=str(line["name"]),
+        owner=str(line["owner"]),
+        role=Role(line["role"]),
+        domain=str(line["domain"]),
+        scope=Scope(line["scope"]),
+        created_at=parse_time(line["created_at"]),
+        actor=_actor(line["by"]),
+        expires_at=parse_time(line["expires_at"]),
+        used_at=parse_time_or_none(line["used_at"]),
+        revoked_at=parse_time_or_none(line["revoked_at"]),
+    )
 
 
 def _actor_json(actor: Actor) -> dict[str, str]:

@@ -57,6 +57,7 @@ JOBS_KEPT = timedelta(days=30)  # after their end
 VOTES_KEPT = timedelta(days=30)
 RULES_KEPT = timedelta(days=90)  # after they were removed or expired
 DOMAIN_VALUES_KEPT = timedelta(days=365)  # after they were replaced
+TOKENS_KEPT = timedelta(days=90)  # after they expired or were revoked
 _MAIL_BACK_OFF_MAX = timedelta(minutes=15)
 _RELEASE_BACK_OFF_MAX = timedelta(hours=1)
 
@@ -73,6 +74,8 @@ EXPIRING = (  # rows that a purge removes: table, key, column of the time, how l
     ("rule", "id", "removed_at", RULES_KEPT),
     ("rule", "id", "expires_at", RULES_KEPT),
     ("domain_value", "id", "replaced_at", DOMAIN_VALUES_KEPT),
+    ("token", "id", "expires_at", TOKENS_KEPT),
+    ("token", "id", "revoked_at", TOKENS_KEPT),
 )
 
 

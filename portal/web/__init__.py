@@ -26,6 +26,7 @@
     forgetting  the page on which staff forget a recipient who left
     domains   values of domains, for staff
     staff     roles of staff
+    tokens    API tokens of staff
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
     repair    addresses followed by more characters, which are redirected
@@ -85,6 +86,7 @@ from portal.web.sessions import SessionPages
 from portal.web.site import Site
 from portal.web.staff import StaffPages
 from portal.web.statistics import StatisticsPages
+from portal.web.tokens import TokenPages
 
 StartResponse = Callable[..., Any]
 Handler = Callable[..., HTTPResponse]  # takes a Request and, as keywords, the named parts of the route
@@ -175,7 +177,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console_message = ConsoleMessage(pages, console, formatted, downloads)
     requests = ConsoleRequests(pages, console)
     console_acts = ConsoleActs(pages, console, console_message, mailed)
-    staff = StaffPages(pages, console)
+    staff, tokens = StaffPages(pages, console), TokenPages(pages, console)
     audit, domains = AuditPages(pages, console), DomainPages(pages, console)
     statistics = StatisticsPages(pages, console)
     recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
@@ -250,6 +252,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/statistics/days.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_days)),
         ("GET", "/admin/statistics/tiers.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_tiers)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
+        ("GET", "/admin/tokens", console.route(Permission.READ_AUDIT, tokens.show)),
+        ("POST", "/admin/tokens", console.route(Permission.MANAGE_STAFF, tokens.change, "/admin/tokens")),
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
         ("POST", "/admin/audit/export", console.route(Permission.READ_AUDIT, audit.export, "/admin/audit")),
         ("POST", "/admin/staff", console.route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),

@@ -408,6 +408,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "scan": ("4Abc1",),
     "staff": ("list",),
     "settings": None,
+    "token": ("list",),
     "unlearn": ("4Abc1",),
 }
 DIGEST_WORDS: dict[str, tuple[str, ...] | None] = {"once": (), "run": None}  # `run` is the service

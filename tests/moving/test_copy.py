@@ -31,6 +31,7 @@ from portal.stores.files.messages import FileMessages
 from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.records import Held, Record
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now, rule
+from tests.contract.test_tokens import token
 from tests.databases import Databases
 from tests.paths import ROOT
 
@@ -96,6 +97,7 @@ def everything(store: Store) -> dict[str, object]:
         "domains": store.domains.records(None, 1000),
         "audit": store.audit.records(None, 1000),
         "staff": store.staff.all(),
+        "tokens": store.tokens.all(),
         "statistics": store.statistics.records(None),
         "found": [store.deliveries.search(Filter(recipient=person), 100) for person in (ALICE, "carol@example.org")],
     }
@@ -149,6 +151,8 @@ def fill(store: Store) -> list[Held]:
         store.domains.set([DomainValue(new_id(), "example.org", name, value, now(), BY_OPERATOR)])
     store.staff.give(Grant(ALICE, Role.DOMAIN_ADMINISTRATOR, "example.org", now(), BY_OPERATOR))
     store.staff.give(Grant(BOB, Role.AUDITOR, EVERYWHERE, now(), BY_OPERATOR))
+    for days in (1, 30):
+        store.tokens.add(token(days=days))
     store.statistics.close(now().date())
     store.notes.set_default("links.key", "0123456789abcdef")
     return held
@@ -207,6 +211,7 @@ def test_mail_and_changes_during_a_copy_are_copied_by_the_next_run(
     source.rules.restore(replaced.id, BY_OPERATOR, now())
     source.rules.add([rule("another.example")], now())
     source.staff.remove(BOB, Role.AUDITOR, EVERYWHERE, BY_OPERATOR, now())
+    source.tokens.revoke(source.tokens.all()[0].id, BY_OPERATOR, now())
     result = run_copy(*urls)
     assert "copied 0 messages" in result.output
     assert everything(target) == everything(source)
@@ -255,6 +260,7 @@ def test_changes_in_the_new_store_after_the_switch_are_not_undone(
     source.recipients.set_digests_stopped(ALICE, now())
     [removed] = source.rules.add([rule("removed.example")], now())
     source.staff.give(Grant(BOB, Role.AUDITOR, EVERYWHERE, now(), BY_OPERATOR))
+    source.tokens.add(lost := token())
     run_copy(*urls)
     release(source, late, 0)  # the last act before the switch
     [last] = source.rules.add([rule("last.example")], now())
@@ -263,6 +269,7 @@ def test_changes_in_the_new_store_after_the_switch_are_not_undone(
     target.recipients.set_digests_stopped(ALICE, None)
     target.rules.remove(removed.id, BY_LINK, now())
     target.staff.remove(BOB, Role.AUDITOR, EVERYWHERE, BY_OPERATOR, now())
+    target.tokens.revoke(lost.id, BY_OPERATOR, now())
     target.notes.set("links.key", "of a rotation")
     came = hold(target)
     source.notes.set("links.key", "of before")
@@ -273,6 +280,7 @@ def test_changes_in_the_new_store_after_the_switch_are_not_undone(
     assert target.recipients.get(ALICE).stopped_at is None
     assert target.rules.list(None, 9, now()) == [last]
     assert target.staff.all() == []
+    assert target.tokens.get(lost.id).revoked_at
     assert target.notes.get("links.key") == "of a rotation"
     assert target.deliveries.of_message(came.id)
 

@@ -32,6 +32,7 @@ from portal.stores.journal import person_line
 from portal.stores.records import Person
 from portal.stores.shared.recipients import choices
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now, rule
+from tests.contract.test_tokens import token
 from tests.moving.test_copy import everything, fill, fill_rules, release
 from tests.paths import ROOT
 
@@ -262,6 +263,8 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     for role in (Role.AUDITOR, Role.HELP_DESK):
         store.staff.give(Grant(ALICE, role, EVERYWHERE, now(), BY_OPERATOR))
     store.staff.remove(ALICE, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR, now())
+    store.tokens.add(revoked := token())
+    store.tokens.revoke(revoked.id, BY_OPERATOR, now())
     counts = [Count("", "total", "2020-01-01", "held", "", 7)]
     store.statistics.import_records(date(2020, 1, 1), counts)
     today = next((folder / "journal").glob("*.jsonl"))
@@ -271,14 +274,17 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     assert len(lines(folder)) > 8
     store.purge(now() - timedelta(days=30), now())
     before, values = store.rules.records(None, 99), store.domains.records(None, 99)
-    audit, staff = store.audit.records(None, 99), store.staff.all()
-    assert len(lines(folder)) == len(before) + len(values) + len(audit) + len(staff) + 1  # today not again
+    audit, staff, tokens = store.audit.records(None, 99), store.staff.all(), store.tokens.all()
+    assert (
+        len(lines(folder)) == len(before) + len(values) + len(audit) + len(staff) + len(tokens) + 1
+    )  # today not again
     store.close()
     assert "changes of rules" in run().output
     assert open_store().rules.records(None, 99) == before
     assert open_store().domains.records(None, 99) == values != []
     assert open_store().audit.records(None, 99) == audit != []
     assert open_store().staff.all() == staff != []
+    assert open_store().tokens.all() == tokens != []
     assert open_store().statistics.records(None) == (date(2020, 1, 1), counts)
 
 

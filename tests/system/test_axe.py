@@ -229,6 +229,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
             "admin/statistics",
             "admin/statistics?days=7",
             "admin/audit",
+            "admin/tokens",
             "sign-in?ended=console",
         ),
         "admin/requests",

@@ -666,6 +666,8 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/admin/statistics/tiers.svg"): (303, 404, 404),
     ("GET", "/admin/staff"): (303, 404, 404),
     ("POST", "/admin/staff"): (303, 404, 404),
+    ("GET", "/admin/tokens"): (303, 404, 404),
+    ("POST", "/admin/tokens"): (303, 404, 404),
     ("GET", "/admin/audit"): (303, 404, 404),
     ("POST", "/admin/audit/export"): (303, 404, 404),
     ("GET", "/healthz"): (200, 200, 200),

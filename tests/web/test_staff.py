@@ -71,6 +71,8 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "/admin/statistics/tiers.svg"): (303, 404, 200, 200, 200, 200, 200),
     ("GET", "/admin/staff"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/staff"): (303, 404, 303, 303, 403, 403, 403),
+    ("GET", "/admin/tokens"): (303, 404, 200, 200, 200, 403, 200),
+    ("POST", "/admin/tokens"): (303, 404, 400, 400, 403, 403, 403),
     ("GET", "/admin/audit"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/audit/export"): (303, 404, 200, 200, 200, 403, 200),
 }
@@ -112,7 +114,15 @@ def test_each_role_reaches_what_the_matrix_says(site: Site, person: Person) -> N
         browser = sign_in(site, person)
         form = {"change": "resume", "address": MALLORY, "code": "123456"}
         if (method, rule) in MATRIX:
-            form = {"change": "give", "address": BOB, "role": "auditor", "domain": "example.org", "act": "delete"}
+            form = {
+                "change": "give",
+                "address": BOB,
+                "role": "auditor",
+                "domain": "example.org",
+                "act": "delete",
+                "scope": "act",
+                "days": "9",
+            }
         if person.address:
             form["form_token"] = browser.form_token()
         # What staff may act on is not among the messages that stay as they are.
@@ -252,7 +262,7 @@ def test_pages_of_the_console_need_few_statements(
     browser = sign_in(site, ADMINISTRATOR)
     browser.get("/admin/requests")  # every ten seconds one page counts the open requests
     site.pass_time(minutes=2)
-    for path in ("/admin/", "/admin/staff", "/admin/audit?who=root"):
+    for path in ("/admin/", "/admin/staff", "/admin/tokens", "/admin/audit?who=root"):
         with statements.of() as sent:
             assert browser.get(path).status == 200
         assert 0 < len(sent) <= 5, sent

@@ -30,11 +30,13 @@ from portal.stores.contracts.people import Digests, Recipients, SignIns
 from portal.stores.contracts.policy import DomainValues, Rules, Votes
 from portal.stores.contracts.staff import StaffRoles
 from portal.stores.contracts.statistics import Statistics
+from portal.stores.contracts.tokens import ApiTokens
 from portal.stores.contracts.work import Jobs, Notes, Outbox
 from portal.stores.records import Ending, Purged, Stats
 
 __all__ = [
     "NO_STARTS",
+    "ApiTokens",
     "Audit",
     "Deliveries",
     "Digests",
@@ -75,6 +77,7 @@ class Store(ABC):
     domains: DomainValues
     audit: Audit
     staff: StaffRoles
+    tokens: ApiTokens
     statistics: Statistics
     notes: Notes
 

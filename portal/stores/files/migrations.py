@@ -149,6 +149,22 @@ CREATE TABLE staff (
     expires_at INTEGER,
     PRIMARY KEY (person, role, domain, source, group_name)
 ) WITHOUT ROWID;
+CREATE TABLE token (
+    id BLOB PRIMARY KEY,
+    secret_sha256 BLOB NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    role TEXT NOT NULL,
+    domain TEXT NOT NULL,
+    scope TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    expires_at INTEGER NOT NULL,
+    used_at INTEGER,
+    revoked_at INTEGER
+) WITHOUT ROWID;
 CREATE TABLE password_try (
     id BLOB PRIMARY KEY,
     mailbox TEXT NOT NULL,

@@ -37,6 +37,7 @@ from portal.stores.journal import (
     parse_time_or_none,
     rule_of,
     statistics_of,
+    token_of,
     with_verdict_of,
 )
 from portal.stores.records import DigestRecord, Person
@@ -46,6 +47,7 @@ from portal.stores.shared.rows import add_announced_to, add_event, events
 from portal.stores.shared.rules import put_rule
 from portal.stores.shared.staff import put_grants
 from portal.stores.shared.statistics import put_closed
+from portal.stores.shared.tokens import put_token
 
 _BATCH = 200
 _ROWS = SqliteRows()
@@ -162,6 +164,9 @@ def _replay_line(store: FileStore, line: dict[str, Any], result: Reindexed) -> N
         case "staff":
             with store.engine.writing(durable=False) as session:
                 put_grants(session, str(line["person"]), grants_of(line))
+        case "token":
+            with store.engine.writing(durable=False) as session:
+                put_token(session, token_of(line))
         case "statistics":
             with store.engine.writing(durable=False) as session:
                 put_closed(session, *statistics_of(line))

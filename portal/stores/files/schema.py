@@ -242,6 +242,23 @@ CREATE TABLE staff (                    -- roles that were given to people, see 
     PRIMARY KEY (person, role, domain, source, group_name)
 ) WITHOUT ROWID;
 
+CREATE TABLE token (                    -- API tokens, see model/token.py; those that ended are kept for a while
+    id BLOB PRIMARY KEY,
+    secret_sha256 BLOB NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    owner TEXT NOT NULL,                -- identity
+    role TEXT NOT NULL,                 -- Role
+    domain TEXT NOT NULL,               -- '': all mail
+    scope TEXT NOT NULL,                -- Scope
+    created_at INTEGER NOT NULL,
+    actor TEXT NOT NULL,                -- Actor.who
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    expires_at INTEGER NOT NULL,
+    used_at INTEGER,
+    revoked_at INTEGER
+) WITHOUT ROWID;
+
 CREATE TABLE vote (                     -- what people say that messages are, see model/vote.py
     id BLOB PRIMARY KEY,
     campaign BLOB NOT NULL,

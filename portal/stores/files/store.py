@@ -56,6 +56,7 @@ from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import PENDING, merge_spellings
 from portal.stores.shared.staff import SqlStaffRoles
 from portal.stores.shared.statistics import SqlStatistics
+from portal.stores.shared.tokens import SqlTokens
 from portal.stores.shared.votes import SqlVotes
 
 log = logging.getLogger("quarantine.store")
@@ -95,6 +96,7 @@ class FileStore(Store):
         self.domains = SqlDomainValues(self.engine)
         self.audit = SqlAudit(self.engine)
         self.staff = SqlStaffRoles(self.engine)
+        self.tokens = SqlTokens(self.engine)
         self.statistics = SqlStatistics(self.engine, FACTS)
         self.notes = SqlNotes(self.engine)
 

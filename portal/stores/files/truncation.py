@@ -26,6 +26,7 @@ from portal.stores.journal import (
     scan_line,
     staff_line,
     statistics_line,
+    token_line,
     verdict_line,
 )
 from portal.stores.records import Person
@@ -36,6 +37,7 @@ from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import rules_of
 from portal.stores.shared.staff import all_grants
 from portal.stores.shared.statistics import counts_of
+from portal.stores.shared.tokens import all_tokens
 
 _BATCH = 500  # lines that are written at once
 _DOMAIN_VALUES = 1_000_000  # more than any site has
@@ -65,8 +67,8 @@ class Truncation:
                 self.db.journal.remove(old)
 
     def _write_current_state(self) -> bool:
-        """Write the choices of all recipients, the values of domains, roles, and deliveries that are requested or
-        releasing. Return False if that failed."""
+        """Write the choices of all recipients, the values of domains, roles, API tokens, and deliveries that are
+        requested or releasing. Return False if that failed."""
         people: Sequence[Person] = [Person("", "", None, None, None, None)]
 
         def person_lines() -> Lines:
@@ -77,7 +79,7 @@ class Truncation:
         while people:
             if not self.db.write_journal(person_lines):
                 return False
-        if not (self.db.write_journal(self._domain_lines) and self.db.write_journal(self._staff_lines)):
+        if not all(map(self.db.write_journal, (self._domain_lines, self._staff_lines, self._token_lines))):
             return False
         with self.engine.reading() as session:
             rows = session.many("SELECT DISTINCT message_id FROM delivery WHERE state IN ('requested', 'releasing')")
@@ -142,6 +144,10 @@ class Truncation:
             given = [grant for grant in all_grants(session) if not grant.source]
             grants = groupby(given, key=lambda grant: grant.person)
         return [staff_line(person, list(of_person)) for person, of_person in grants]
+
+    def _token_lines(self) -> Lines:
+        with self.engine.reading() as session:
+            return [token_line(token) for token in all_tokens(session)]
 
     def _delivery_lines(self, ids: Collection[UUID]) -> Lines:
         lines: Lines = []

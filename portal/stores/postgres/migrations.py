@@ -136,6 +136,22 @@ MIGRATIONS: dict[int, LiteralString] = {
             expires_at timestamptz,
             primary key (person, role, domain, source, group_name)
         );
+        create table token (
+            id uuid primary key,
+            secret_sha256 bytea not null unique,
+            name text not null,
+            owner text not null,
+            role text not null,
+            domain text not null,
+            scope text not null,
+            created_at timestamptz not null,
+            actor text not null,
+            via text not null,
+            address text not null,
+            expires_at timestamptz not null,
+            used_at timestamptz,
+            revoked_at timestamptz
+        );
         create table password_try (
             id uuid primary key,
             mailbox text not null,

@@ -29,6 +29,7 @@ from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import merge_spellings
 from portal.stores.shared.staff import SqlStaffRoles
 from portal.stores.shared.statistics import SqlStatistics
+from portal.stores.shared.tokens import SqlTokens
 from portal.stores.shared.votes import SqlVotes
 
 _UPGRADE_SECONDS = 600.0  # a statement may read all deliveries
@@ -63,6 +64,7 @@ class PostgresStore(Store):
         self.domains = SqlDomainValues(self.engine)
         self.audit = SqlAudit(self.engine)
         self.staff = SqlStaffRoles(self.engine)
+        self.tokens = SqlTokens(self.engine)
         self.statistics = SqlStatistics(self.engine, FACTS)
         self.notes = SqlNotes(self.engine)
 

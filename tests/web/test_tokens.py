@@ -1,0 +1,145 @@
+"""The page of API tokens in the console."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+import pytest
+
+from portal.assemble import Parts
+from portal.model.audit import AuditFilter
+from portal.model.staff import EVERYWHERE, Role
+from portal.web import console
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
+from tests.web.test_staff import ADMINISTRATOR, AUDITOR, DOMAINS, OF_THE_DOMAIN, Person, sign_in
+from tests.web_client import Answer, Browser, Site
+
+SECRET = re.compile(r"qtn_[0-9a-f]{48}")
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Site:
+    return Site(make_parts(local_domains=DOMAINS))
+
+
+def create(browser: Browser, **typed: str) -> Answer:
+    page = browser.get("/admin/tokens").text
+    form_id = re.search(r'name="form" value="([^"]+)"', page)
+    form = {"form_token": browser.form_token(), "change": "create", "form": form_id[1] if form_id else ""}
+    form |= {"name": "Nightly report", "role": "help-desk", "domain": "example.org", "scope": "read", "days": "30"}
+    return browser.post("/admin/tokens", form | typed)
+
+
+def secret_of(answer: Answer) -> str:
+    assert answer.status == 200, answer.text
+    found = SECRET.findall(answer.text)
+    assert len(found) == 1
+    secret: str = found[0]
+    return secret
+
+
+def test_a_token_is_created_shown_once_used_and_revoked(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    browser = sign_in(site, ADMINISTRATOR)
+    assert "No tokens." in browser.get("/admin/tokens").text
+    with caplog.at_level(logging.INFO):
+        answer = create(browser, name='<b>"Nightly"</b>')
+    secret = secret_of(answer)
+    assert (answer.header("Cache-Control"), answer.header("Referrer-Policy")) == ("no-store", "strict-origin")
+    [(token, _)] = site.parts.tokens.all(site.now)
+    assert f"token created id={token.id} person={MALLORY} role=help-desk domain=example.org scope=read" in caplog.text
+    [entry] = site.store.audit.list(AuditFilter(act="token-created"), 9)
+    assert (entry.actor.name, entry.actor.via, entry.actor.address) == (MALLORY, "console", "192.0.2.7")
+    assert str(token.id) in entry.detail
+    page = browser.get("/admin/tokens").text
+    assert "&lt;b&gt;" in page and "Not used yet" in page and "Help desk" in page
+    assert site.parts.tokens.member(secret, site.now)
+    page = browser.get("/admin/tokens").text
+    assert "Last used on" in page
+    for text in (page, caplog.text, browser.get("/admin/audit").text):
+        assert secret not in text and token.secret_sha256.hex() not in text
+    form = {"form_token": browser.form_token(), "change": "revoke", "token": str(token.id)}
+    page = browser.follow(browser.post("/admin/tokens", form), "/admin/tokens").text
+    assert "Token revoked." in page and 'value="revoke"' not in page and "Revoked</span>" in page
+    assert site.parts.tokens.member(secret, site.now) is None
+    again = browser.post("/admin/tokens", form)
+    assert again.status == 400 and "This token was revoked before." in again.text
+
+
+def test_a_form_that_is_sent_twice_creates_one_token(site: Site) -> None:
+    browser = sign_in(site, ADMINISTRATOR)
+    page = browser.get("/admin/tokens").text
+    [form_id] = re.findall(r'name="form" value="([^"]+)"', page)
+    secret_of(create(browser, form=form_id))
+    again = create(browser, form=form_id)
+    assert again.status == 303 and "shown only once" in browser.follow(again, "/admin/tokens").text
+    assert len(site.store.tokens.all()) == 1
+
+
+def test_a_token_whose_owner_lost_the_role_says_so(site: Site) -> None:
+    browser = sign_in(site, ADMINISTRATOR)
+    bob = sign_in(site, Person(BOB, Role.ADMINISTRATOR))
+    secret = secret_of(create(bob, role="administrator", domain="", scope="act"))
+    site.store.staff.remove(BOB, Role.ADMINISTRATOR, EVERYWHERE, BY_OPERATOR, site.now)
+    page = browser.get("/admin/tokens").text
+    assert "does not have the role any more" in page
+    assert site.parts.tokens.member(secret, site.now) is None
+
+
+def test_domain_administrators_see_and_create_tokens_of_their_domain(site: Site) -> None:
+    administrator = sign_in(site, Person(ALICE, Role.ADMINISTRATOR))
+    for domain in ("", "example.net", "example.org"):
+        secret_of(create(administrator, name=f"Of {domain or 'all'}", domain=domain))
+    browser = sign_in(site, OF_THE_DOMAIN)
+    page = browser.get("/admin/tokens").text
+    assert re.findall(r"Of ([a-z.]+)", page) == ["example.org"]
+    assert '<option value="administrator"' not in page and '<option value="example.net"' not in page
+    for role, domain in (("administrator", ""), ("help-desk", ""), ("help-desk", "example.net")):
+        assert create(browser, role=role, domain=domain).status == 403
+    [foreign] = [each for each in site.store.tokens.all() if each.domain == "example.net"]
+    form = {"form_token": browser.form_token(), "change": "revoke", "token": str(foreign.id)}
+    assert browser.post("/admin/tokens", form).status == 403
+    secret_of(create(browser, role="domain-administrator", scope="act"))
+    assert all(each.revoked_at is None for each in site.store.tokens.all())
+
+
+def test_auditors_see_all_tokens_and_have_no_form(site: Site) -> None:
+    secret_of(create(sign_in(site, Person(ALICE, Role.ADMINISTRATOR))))
+    page = sign_in(site, AUDITOR).get("/admin/tokens").text
+    assert "Nightly report" in page and 'value="create"' not in page and 'value="revoke"' not in page
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ({"name": "  "}, "Enter a name"),
+        ({"days": "0"}, "1 to 365 days"),
+        ({"days": "366"}, "1 to 365 days"),
+        ({"days": "9" * 5000}, "for how many days"),
+        ({"days": ""}, "for how many days"),
+        ({"role": "root"}, "Choose a role"),
+        ({"scope": "everything"}, "Choose a role"),
+        ({"role": "administrator"}, "An administrator is responsible for all domains."),
+        ({"change": "revoke"}, "There is no such token."),
+        ({"change": "revoke", "token": "0199f0f0-0000-7000-8000-000000000000"}, "There is no such token."),
+    ],
+)
+def test_what_cannot_be_done_is_said_above_the_form_which_keeps_what_was_typed(
+    site: Site, typed: dict[str, str], words: str
+) -> None:
+    answer = create(sign_in(site, ADMINISTRATOR), **{"name": "Weekly", **typed})
+    assert answer.status == 400 and 'role="alert" id="error"' in answer.text and words in answer.text
+    assert ('value="Weekly"' in answer.text) == ("name" not in typed)
+    assert not site.store.tokens.all()
+
+
+def test_tokens_are_created_only_after_a_fresh_sign_in_and_revoked_always(site: Site) -> None:
+    browser = sign_in(site, ADMINISTRATOR)
+    secret_of(create(browser))
+    site.pass_time(minutes=console.FRESH.total_seconds() / 60 + 1)
+    assert create(browser).header("Location") == "/quarantine/sign-in?ended=console"
+    [token] = site.store.tokens.all()
+    form = {"form_token": browser.form_token(), "change": "revoke", "token": str(token.id)}
+    assert browser.post("/admin/tokens", {**form, "form_token": "x"}).status == 403
+    assert browser.post("/admin/tokens", form).header("Location") == "/quarantine/admin/tokens?done=revoked"
