@@ -86,6 +86,7 @@ begin
         detail text not null,
         primary key (message_id, number, seq)
     ) partition by range (message_id);
+    create index event_at_idx on event (at);
 
     create table body_chunk (  -- pieces of one zstd stream
         body_id uuid not null,

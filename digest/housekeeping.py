@@ -32,7 +32,7 @@ from portal.model.errors import (
 from portal.model.message import Event, EventKind, State
 from portal.policy.forgetting import FORGET
 from portal.policy.learning import LEARN, Result
-from portal.policy.retention import expire_ended
+from portal.policy.retention import expire_ended, removal_time
 from portal.scanning import BACKGROUND_SECONDS
 from portal.stores import Store, notes
 from portal.stores.lifecycle import REMINDER_AFTER
@@ -292,7 +292,7 @@ def daily(parts: Parts, now: datetime) -> None:
     expire(parts, now, all_of_them=True)
     parts.store.facets.recheck()
     if _clock_is_trusted(parts.store, now):
-        purged = parts.store.purge(now - timedelta(days=retention_days), now)
+        purged = parts.store.purge(removal_time(parts.store, now) - timedelta(days=retention_days), now)
         parts.store.statistics.expire((now - _STATISTICS_KEPT).date())
         audited = parts.store.audit.expire(now - timedelta(days=parts.settings.store.audit_retention_days))
         log.info("purged messages=%d kept=%d audit=%d", purged.messages, purged.kept, audited)
@@ -305,7 +305,8 @@ def expire(parts: Parts, now: datetime, *, all_of_them: bool = False, stopped: S
     """
     if not _clock_is_trusted(parts.store, now):
         return 0
-    count = expire_ended(parts.store, parts.domains, now, all_of_them=all_of_them, stopped=stopped)
+    at = removal_time(parts.store, now)
+    count = expire_ended(parts.store, parts.domains, at, all_of_them=all_of_them, stopped=stopped)
     if count:
         log.info("expired deliveries=%d", count)
     return count

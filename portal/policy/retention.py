@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 
 from portal.model.message import DeliveryId, State, Tier, held_at
 from portal.policy.domains import Domains
 from portal.stores import Store, notes
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY = timedelta(days=1)
 _AT_ONCE = 200  # deliveries in one transaction, so that ingest never waits for long
 
 
@@ -22,6 +23,18 @@ def end_of(domains: Domains, recipient: str, tier: Tier, state: State, held_at: 
     if state is State.BLOCKED:
         days = min(days, domains.blocked_retention_days)
     return held_at + timedelta(days=days)
+
+
+def removal_time(store: Store, now: datetime) -> datetime:
+    """Return the time as of which deliveries are removed: ``now``, or earlier while the statistics still count a day.
+
+    A retention is a day at least, so what is removed as of the midnight after a day was held before it. It is never
+    more than a day earlier: counting may fail for long, and messages are not kept for it. Raises StoreUnavailable.
+    """
+    day = store.statistics.next_day()
+    if day is None:
+        return now
+    return min(now, max(datetime.combine(day + _DAY, time(), UTC), now - _DAY))
 
 
 def expire_ended(

@@ -28,7 +28,7 @@ from portal.model.text import N_, shown
 from portal.policy.empty_search import why_nothing
 from portal.policy.staff import Permission
 from portal.stores.contracts.facets import COUNTED_MAX
-from portal.stores.records import Group, GroupBy, Order, Page, ScoreKey, ScorePage
+from portal.stores.records import Group, GroupBy, Order, Page, ScoreKey, ScorePage, Total
 from portal.web.console import Console, StaffSession
 from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
@@ -276,7 +276,7 @@ class ConsoleSearch:
             "indexed": page.indexed,
         }
         if search.typed():
-            total = self._parts.store.facets.count(wanted)
+            total = self._total(search, wanted, page)
             found |= {
                 "total": number(total.count),
                 "is_exact": total.exact,
@@ -284,6 +284,13 @@ class ConsoleSearch:
                 "indexed": page.indexed and total.indexed,
             }
         return found
+
+    def _total(self, search: Search, wanted: Filter, page: Page | ScorePage) -> Total:
+        """Return the number of deliveries that a search finds. A list that is one page needs no counting."""
+        is_whole = page.next is None and not page.is_cut and not search.get("before")
+        if is_whole and search.order is Order.NEWEST:  # the others leave out messages without a score
+            return Total(len(page.deliveries), page.indexed, page.indexed)
+        return self._parts.store.facets.count(wanted, indexed=page.indexed if wanted.needs_facets else None)
 
 
 def _ordered(order: Order) -> Iterable[tuple[str, str]]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import date, datetime, timedelta
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
 from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Start, State, Symbol, Tier
 from portal.model.statistics import LATER, NAMES_MAX, Count, DayCounts, Fact, Outcome, Part, lines
 from portal.stores import Store
+from portal.stores.files.database import DATABASE
+from portal.stores.files.store import FileStore
 from portal.stores.records import LinkOpen
-from tests.builders import ALICE, BOB, hold, now
+from tests.builders import ALICE, BOB, hold, mail, now
 from tests.contract.helpers import DAY, HOUR, MINUTE, delete, release
 
 CAROL = "carol@example.com"
@@ -92,6 +98,19 @@ def test_a_day_that_is_counted_again_has_its_new_numbers(store: Store) -> None:
     assert counted(store, Part.TOTAL, at) == {("held", ""): 2}
 
 
+def test_what_leaves_before_its_day_is_over_was_held_nevertheless(store: Store) -> None:
+    at = yesterday()
+    blocked = Start(State.BLOCKED, Actor(ActorKind.SYSTEM, "rule"))
+    for name in ("one", "other"):
+        hold(store, mail(name), recipients=[ALICE], starts={ALICE: blocked}, at=at)
+    assert counted(store, Part.TOTAL, at)["held", ""] == 2
+    assert store.expire(store.deliveries.ending(State.BLOCKED, now(), 9)) == 2
+    hold(store, recipients=[ALICE], tier=Tier.DANGEROUS, at=at)
+    numbers = counted(store, Part.TIER, at)
+    assert (numbers["held", "spam"], numbers["held", "dangerous"]) == (2, 1)
+    assert counted(store, Part.TOTAL, at)["held", ""] == 3
+
+
 def test_a_closed_day_outlives_its_messages(store: Store, second: Store) -> None:
     at = yesterday()
     hold(store, recipients=[ALICE, CAROL], at=at, symbols=BAD)
@@ -159,6 +178,24 @@ def test_an_empty_store_has_nothing_to_count(store: Store) -> None:
     assert store.statistics.next_day() is None
     assert store.statistics.totals() == []
     assert store.statistics.records(None) is None
+
+
+def test_counting_a_day_reads_only_the_events_of_that_day(store: Store, store_url: str) -> None:
+    """It is done each minute, so its cost must not grow with the number of all events."""
+    hold(store, at=yesterday())
+    statement = (
+        f"select message_id from event where at >= {'0' if isinstance(store, FileStore) else 'now()'}"
+        " and kind in ('released', 'deleted')"
+    )
+    if isinstance(store, FileStore):
+        with closing(sqlite3.connect(f"{urlsplit(store_url).path}/{DATABASE}")) as database:
+            plan = str(database.execute(f"explain query plan {statement}").fetchall())
+        assert "event_at" in plan, plan
+    else:
+        with psycopg.connect(store_url) as connection:
+            connection.execute("set enable_seqscan = off")  # the table is empty
+            plan = str(connection.execute(f"explain {statement}").fetchall())
+        assert "at_idx" in plan and "Seq Scan" not in plan, plan
 
 
 # ---- without a store

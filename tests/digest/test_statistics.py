@@ -6,12 +6,15 @@ from datetime import timedelta
 
 import pytest
 
+from digest import housekeeping
 from digest.housekeeping import index_facets
 from digest.statistics import count_days
 from portal.assemble import Parts
+from portal.model.message import Actor, ActorKind, Start, State
 from portal.model.statistics import Part
 from portal.monitoring import deliveries
 from tests.builders import ALICE, hold, now
+from tests.conftest import MakeParts
 from tests.contract.helpers import DAY, HOUR, MINUTE
 
 
@@ -62,6 +65,29 @@ def test_counters_never_go_down(parts: Parts) -> None:
     count_days(parts, at + 30 * MINUTE)
     assert held(parts, 1) == [2], "what is gone was held nevertheless"
     assert deliveries(parts.store) == {"held.spam": 2}
+
+
+def test_deliveries_are_not_removed_before_their_day_is_counted(make_parts: MakeParts) -> None:
+    parts = make_parts(store__blocked_retention_days=1)
+    midnight = now().replace(hour=0, minute=0, second=0) - DAY
+    parts.store.prepare_days(midnight, 30)
+    blocked = Start(State.BLOCKED, Actor(ActorKind.SYSTEM, "rule"))
+    for day in range(2):  # the second one is a day in which nothing was counted
+        hold(parts.store, recipients=[ALICE], starts={ALICE: blocked}, at=midnight + day * DAY + MINUTE)
+    for day in (2, 1):
+        housekeeping.expire(parts, midnight - day * DAY)  # the clock is trusted
+    counted: list[int] = []
+    for hours, minutes in ((24, 30), (25, 5), (49, 5), (72, 5)):
+        at = midnight + timedelta(hours=hours, minutes=minutes)
+        housekeeping.expire(parts, at)
+        counted.append(len(parts.store.messages.ids(None, 9)))
+        if hours == 25:
+            index_facets(parts)
+            count_days(parts, at)
+            housekeeping.expire(parts, at)
+            counted.append(len(parts.store.messages.ids(None, 9)))
+    assert counted == [2, 2, 1, 1, 0], "kept until the day is counted, but never for a day longer"
+    assert held(parts, 5)[0] == 1
 
 
 def test_messages_that_are_not_indexed_yet_leave_their_day_open(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.message import Tier
+from portal.model.message import Symbol, Tier
+from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import search
 from portal.web import inbox
-from tests.builders import ALICE, BOB, digesting, rule
+from tests.builders import ALICE, BOB, BY_OPERATOR, digesting, rule
 from tests.statements import Statements
 from tests.web_client import Site
 
@@ -99,3 +100,20 @@ def test_pages_of_links_take_few_statements(site: Site, statements: Statements, 
     with statements.of() as queries:
         assert site.browser().get(site.parts.links.url(action, of, 0, digest.issued_at)).status == 200
     assert len(queries) <= FEW, "\n".join(queries)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "most"), [("?symbol=BAYES_SPAM", 15), ("?symbol=R_DKIM_NA", 10), ("?by=symbol", 7)]
+)
+def test_searches_of_staff_take_few_statements(site: Site, statements: Statements, criteria: str, most: int) -> None:
+    """A list of several pages is counted as well; one that is a single page need not be."""
+    for number in range(60):
+        symbols = (Symbol("BAYES_SPAM", 5.0), *([Symbol("R_DKIM_NA", 0.0)] if number < 10 else []))
+        site.hold(subject=f"Offer {number * 7919}", symbols=symbols)
+    site.store.staff.give(Grant(BOB, Role.AUDITOR, EVERYWHERE, site.now, BY_OPERATOR))
+    browser = site.signed_in(BOB)
+    browser.get("/admin/?symbol=BAYES_SPAM")  # which indexes them
+    with statements.of() as queries:
+        page = browser.get(f"/admin/{criteria}")
+    assert page.status == 200 and "BAYES_SPAM" in page.text
+    assert len(queries) <= most, "\n".join(queries)

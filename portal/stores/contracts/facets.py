@@ -32,8 +32,11 @@ class Facets(ABC):
         """Return the deliveries that match and have a score, in the order of the score. Bounded as `page` is."""
 
     @abstractmethod
-    def count(self, wanted: Filter, at_most: int = COUNTED_MAX) -> Total:
-        """Count the deliveries that match, up to ``at_most``."""
+    def count(self, wanted: Filter, at_most: int = COUNTED_MAX, *, indexed: bool | None = None) -> Total:
+        """Count the deliveries that match, up to ``at_most``.
+
+        ``indexed``: what a search that has just ended said about the index, so that this one does not look again.
+        """
 
     @abstractmethod
     def groups(self, wanted: Filter, by: GroupBy, at_most: int = GROUPED_MAX) -> Groups:

@@ -237,7 +237,8 @@ CREATE TABLE daily_count (
     number INTEGER NOT NULL,
     PRIMARY KEY (domain, part, day, outcome, name)
 ) WITHOUT ROWID;
-CREATE INDEX daily_count_day ON daily_count (day)
+CREATE INDEX daily_count_day ON daily_count (day);
+CREATE INDEX event_at ON event (at)
 """,
 }
 

@@ -75,6 +75,7 @@ CREATE TABLE event (                    -- without `held`, whose time is in the 
     detail TEXT NOT NULL
 );
 CREATE INDEX event_delivery ON event (message_id, number);
+CREATE INDEX event_at ON event (at);
 
 CREATE TABLE announced_to (             -- readers notified of a delivery under another name, or read by several
     message_id BLOB NOT NULL,

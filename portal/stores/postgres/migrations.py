@@ -12,7 +12,7 @@ from typing import LiteralString
 OLDEST = 4  # the oldest version that can be upgraded
 
 MIGRATIONS: dict[int, LiteralString] = {
-    # New partitions get the index automatically; `days.build_indexes` builds it for the others, one by one.
+    # New partitions get the index automatically; `partitions.build_indexes` builds it for the others, one by one.
     5: "create index if not exists message_body_idx on only message (body_sha256, tier)",
     6: """
         drop function if exists hold_message;
@@ -232,6 +232,7 @@ MIGRATIONS: dict[int, LiteralString] = {
             primary key (domain, part, day, outcome, name)
         );
         create index on daily_count (day);
+        create index event_at_idx on only event (at);
     """,
 }
 

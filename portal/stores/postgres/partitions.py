@@ -59,11 +59,15 @@ _DROP_TRIES = 100
 _DROP_PAUSE_SECONDS = 0.3
 GENERATIONS: tuple[LiteralString, ...] = ("seen_before", "seen")  # of dedup keys, the older one first
 _INDEX_SECONDS = 600.0  # for each partition; building an index waits for older transactions, such as a dump
+_BUILT_LATER: tuple[tuple[LiteralString, LiteralString, LiteralString], ...] = (  # table, name and columns of indexes
+    ("message", "body_idx", "body_sha256, tier"),
+    ("event", "at_idx", "at"),
+)
 _WITHOUT_INDEX: LiteralString = """
     select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
-    where i.inhparent = 'message'::regclass and not exists (
+    where i.inhparent = %s::regclass and not exists (
         select from pg_index x join pg_inherits of on of.inhrelid = x.indexrelid
-        where x.indrelid = c.oid and of.inhparent = 'message_body_idx'::regclass
+        where x.indrelid = c.oid and of.inhparent = %s::regclass
     ) order by c.relname
 """
 Result = TypeVar("Result")
@@ -142,21 +146,28 @@ def make_facets(database: Database) -> None:
 
 
 def build_indexes(database: Database) -> None:
-    """Build the index of `message` on bodies for partitions that are older than it, without stopping ingest.
+    """Build the indexes `_BUILT_LATER` for partitions that are older than they, without stopping ingest.
 
-    Building it on the whole table would stop ingest for seconds (measured: 4 s for a million messages). After an
+    Building one on the whole table would stop ingest for seconds (measured: 4 s for a million messages). After an
     interruption the next call continues. Raises StoreUnavailable.
     """
     with translated(), database.connection() as connection:
         connection.timeout_seconds = _INDEX_SECONDS
-        for (name,) in connection.execute(_WITHOUT_INDEX).fetchall():
-            table, index = sql.Identifier(name), sql.Identifier(f"{name}_body_idx")
-            for statement in (
-                "drop index if exists {index}",  # invalid, left by an interrupted build
-                "create index concurrently {index} on {table} (body_sha256, tier)",
-                "alter index message_body_idx attach partition {index}",
-            ):
-                connection.execute(sql.SQL(statement).format(index=index, table=table))
+        for table, suffix, columns in _BUILT_LATER:
+            whole = f"{table}_{suffix}"
+            for (name,) in connection.execute(_WITHOUT_INDEX, [table, whole]).fetchall():
+                names = {
+                    "index": sql.Identifier(f"{name}_{suffix}"),
+                    "table": sql.Identifier(name),
+                    "whole": sql.Identifier(whole),
+                    "columns": sql.SQL(columns),
+                }
+                for statement in (
+                    "drop index if exists {index}",  # invalid, left by an interrupted build
+                    "create index concurrently {index} on {table} ({columns})",
+                    "alter index {whole} attach partition {index}",
+                ):
+                    connection.execute(sql.SQL(statement).format(**names))
 
 
 def make_missing(database: Database, table: str, days: Collection[date]) -> None:

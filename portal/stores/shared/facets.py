@@ -158,11 +158,11 @@ class SqlFacets(Facets):
             found = {each.key: each for each in self._rows.deliveries(session, "where d.message_id in :ids", ids=ids)}
         return tuple(found[key] for key in keys if key in found)
 
-    def count(self, wanted: Filter, at_most: int = COUNTED_MAX) -> Total:
+    def count(self, wanted: Filter, at_most: int = COUNTED_MAX, *, indexed: bool | None = None) -> Total:
         count = examined = 0
         at_once = _COMPARED_AT_ONCE if needs_texts(wanted) else at_most + 1
         hits = partial(self._hits, wanted=wanted, before=None, at_once=at_once)
-        with self._searching(wanted, hits, _COUNT_SECONDS) as search:
+        with self._searching(wanted, hits, _COUNT_SECONDS, indexed) as search:
             for batch in search:
                 count += len(batch.hits)
                 examined += batch.examined
@@ -204,12 +204,20 @@ class SqlFacets(Facets):
 
     @contextmanager
     def _searching(
-        self, wanted: Filter, hits: Callable[[Session, Terms], Generator[Batch]], seconds: float
+        self,
+        wanted: Filter,
+        hits: Callable[[Session, Terms], Generator[Batch]],
+        seconds: float,
+        indexed: bool | None = None,
     ) -> Iterator[_Search]:
-        """Yield a search, which is used in the block. ``hits`` returns the batches for these terms."""
+        """Yield a search, which is used in the block. ``hits`` returns the batches for these terms.
+
+        ``indexed`` as in `Facets.count`.
+        """
         deadline = monotonic() + seconds
         terms = facets.wanted_terms(wanted)
-        indexed = terms is None or self._index.catch_up(_CATCH_UP_SECONDS)
+        if indexed is None:
+            indexed = terms is None or self._index.catch_up(_CATCH_UP_SECONDS)
         with self._engine.reading(snapshot=True) as session:
             symbols = _numbers(session, wanted.symbols)
             if terms is None or not all(symbols):

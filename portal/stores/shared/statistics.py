@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from uuid import UUID
@@ -32,6 +33,8 @@ _EVENTS = (
 )
 _OPENED = "select message_id, number, min(at) as at from link_open where at >= :since and at < :until group by 1, 2"
 _OPENED_BEFORE = timedelta(days=2)  # links that were opened longer ago are not looked for
+
+_Key = tuple[str, str, str, str, str]  # of a row
 
 
 class SqlStatistics(Statistics):
@@ -191,20 +194,33 @@ def counts_of(session: Session, days: Sequence[str]) -> Iterator[tuple[date, lis
 
 
 def _put(session: Session, day: date, counts: Sequence[Count]) -> None:
-    """Store what differs from the present counts of a day, unless fewer messages are known now: the others are gone."""
+    """Store what differs from the present counts of a day.
+
+    If fewer messages are known now, the others are gone, but were held nevertheless: then no number becomes lower.
+    """
     session.lock("statistics")
     rows = session.many(f"select {_COLUMNS} from daily_count where day = :day", day=day.isoformat())
-    present = {count[:5]: count.number for count in map(Count._make, rows)}
-    wanted = {count[:5]: count.number for count in counts}
+    present: dict[_Key, int] = {count[:5]: count.number for count in map(Count._make, rows)}
+    wanted: dict[_Key, int] = {count[:5]: count.number for count in counts}
     held = (ALL, Part.TOTAL.value, day.isoformat(), Outcome.HELD.value, "")
     if wanted.get(held, 0) < present.get(held, 0):
-        return
+        wanted = _merged(present, wanted)
     gone = [Count(*key, 0)._asdict() for key in present.keys() - wanted.keys()]
     changed = [Count(*key, number)._asdict() for key, number in wanted.items() if present.get(key) != number]
     if gone:
         session.execute_all(_DELETE, gone)
     if changed:
         session.execute_all(_UPSERT, changed)
+
+
+def _merged(present: Mapping[_Key, int], wanted: Mapping[_Key, int]) -> dict[_Key, int]:
+    """Return the higher one of each number. The totals are those of all tiers, since each delivery has one."""
+    merged = {key: max(wanted.get(key, 0), present.get(key, 0)) for key in present.keys() | wanted.keys()}
+    totals = Counter[_Key]()
+    for (name, part, day, outcome, _), number in merged.items():
+        if part == Part.TIER:
+            totals[name, Part.TOTAL.value, day, outcome, ""] += number
+    return merged | totals
 
 
 def _closed(session: Session) -> date | None:
