@@ -69,6 +69,7 @@ class MassAct:
     reason: str
     member: str = ""  # identity of the member of staff whose roles decide; "": the shell, which may do everything
     retries: UUID | None = None  # the mass act whose failed releases are tried again
+    token: UUID | None = None  # of the API: its rights decide instead of those of the member
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments of the job."""
@@ -80,6 +81,7 @@ class MassAct:
             "reason": self.reason,
             "member": self.member,
             "retries": str(self.retries) if self.retries else None,
+            "token": str(self.token) if self.token else None,
         }
 
     @classmethod
@@ -93,6 +95,7 @@ class MassAct:
             found["reason"],
             found["member"],
             UUID(found["retries"]) if found["retries"] else None,
+            UUID(found["token"]) if found["token"] else None,
         )
 
 

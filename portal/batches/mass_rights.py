@@ -9,6 +9,7 @@ from portal.batches.mass import STATES, MassAct, Obstacle
 from portal.model.message import State, Tier, domain
 from portal.model.staff import EVERYWHERE
 from portal.policy.staff import Member, Permission, Staff
+from portal.policy.tokens import Tokens
 
 PERMISSIONS = {  # of which one is needed somewhere
     Act.RELEASE: (Permission.RELEASE_SPAM, Permission.RELEASE_SUSPICIOUS, Permission.RELEASE_DANGEROUS),
@@ -44,9 +45,19 @@ class MassRights:
         """Return the domains in which a person may do this to some messages, see `Staff.reach`."""
         return frozenset[str]().union(*(self.staff.reach(member, each) for each in PERMISSIONS[act]))
 
+    def member(self, mass: MassAct) -> Member | None:
+        """Return the person or token whose rights decide about a mass act now; None: the shell.
+
+        They have no rights if they lost their roles, or the token has ended.
+        """
+        if mass.token is not None:
+            tokens = Tokens(self.staff.store, self.staff)
+            return tokens.by_id(mass.token, self.staff.now()) or Member(mass.member, ())
+        return self.staff.member(mass.member) if mass.member else None
+
     def may_see(self, member: Member, mass: MassAct) -> bool:
         """Return whether a person may see a mass act: it is theirs, or only about domains whose messages they see."""
-        return mass.member == member.person or _covers(self.staff.reach(member, Permission.SEE_ENVELOPE), mass)
+        return _is_own(member, mass) or _covers(self.staff.reach(member, Permission.SEE_ENVELOPE), mass)
 
     def may_steer(self, member: Member, mass: MassAct) -> bool:
         """Return whether a person may pause, resume, cancel or retry a mass act.
@@ -55,11 +66,16 @@ class MassRights:
         person who confirmed it.
         """
         reach = self.reach(mass.act, member)
-        if mass.member == member.person or not reach:
+        if _is_own(member, mass) or not reach:
             return bool(reach)
-        owner = self.staff.member(mass.member) if mass.member else None
+        owner = self.member(mass)
         used = [each for each in PERMISSIONS[mass.act] if owner is None or self.staff.reach(owner, each)]
         return _covers(reach, mass) and all(_covers(self.staff.reach(member, each), mass) for each in used)
+
+
+def _is_own(member: Member, mass: MassAct) -> bool:
+    """Return whether a mass act is by this person, or by this token: one with less rights does not steer others."""
+    return mass.member == member.person and (member.token is None or member.token.id == mass.token)
 
 
 def _covers(reach: frozenset[str], mass: MassAct) -> bool:

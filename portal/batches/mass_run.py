@@ -115,6 +115,7 @@ class MassActs:
             total=found.failed,
             member=member.person if member else "",
             retries=found.job.id,
+            token=member.token.id if member and member.token else None,
         )
         number = sum(each.mass.retries == found.job.id and each.status in ENDED for each in self.newest())
         return self.start(mass, actor, uuid5(found.job.id, f"retry {number}"), timedelta())
@@ -218,7 +219,7 @@ class _Run:
         self._store.jobs.retry(self._job, self._actions.now() + pause)
 
     def _member(self) -> Member | None:
-        return self._staff.member(self._mass.member) if self._mass.member else None
+        return self._masses.rights.member(self._mass)
 
     def _may_go_on(self) -> bool:
         member = self._member()

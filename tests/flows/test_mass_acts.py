@@ -22,8 +22,10 @@ from portal.batches.mass_run import MassActs
 from portal.batches.parallel import retry_due
 from portal.model.audit import AuditFilter
 from portal.model.errors import RelayRefused
-from portal.model.message import Actor, ActorKind, DeliveryId, Filter, State, Tier
+from portal.model.message import Actor, ActorKind, DeliveryId, Filter, State, Tier, new_id
 from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.model.token import Scope
+from portal.policy.tokens import TokenRequest
 from portal.stores import LEASE
 from portal.stores.records import Command, Held, Job
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, MALLORY, now
@@ -343,3 +345,28 @@ def test_a_killed_worker_loses_nothing_and_repeats_only_what_was_in_flight(
     assert shown.status is Status.FINISHED
     assert states(site, found) == [State.RELEASED] * 120
     assert 120 <= len(relay.mails) <= 120 + 8
+
+
+def test_the_rights_of_a_token_decide_about_its_job_until_it_is_revoked(site: Site) -> None:
+    give(site, Role.ADMINISTRATOR)
+    site.now = now()
+    wanted = TokenRequest("repair", Role.DOMAIN_ADMINISTRATOR, "example.org", Scope.ACT, 1)
+    secret = site.parts.tokens.create(new_id(), MALLORY, wanted, BY_OPERATOR, site.now)
+    program, person = site.parts.tokens.member(secret or "", site.now), site.parts.staff.member(MALLORY)
+    assert program and program.token
+    found = site.hold(recipients=(ALICE, CAROL), tier=Tier.SPAM)
+    rights = masses(site).rights
+    mass = MassAct(Act.DELETE, FOUND, "symbol=BAYES_SPAM", 2, "x", MALLORY, token=program.token.id)
+    assert MassAct.from_json(json.loads(json.dumps(mass.to_json()))) == mass
+    jobs = [masses(site).start(mass, program.acting_from("192.0.2.7"), uuid4(), timedelta()) for _ in range(2)]
+    of_person = replace(mass, token=None)
+    assert [rights.may_steer(each, mass) for each in (program, person)] == [True, True]
+    assert [rights.may_steer(program, of_person), rights.may_see(program, of_person)] == [False, False]
+    run(site, jobs[0])
+    assert [site.delivery(found, number).state for number in range(2)] == [State.DELETED, State.HELD]
+    assert site.history(found, 0)[-1].actor.via == f"api:{program.token.id}/{jobs[0].id}"
+    again = replace(mass, criteria=replace(FOUND, states=frozenset({State.DELETED})), act=Act.RESTORE)
+    stopped = masses(site).start(again, program.acting_from("192.0.2.7"), uuid4(), timedelta())
+    site.parts.tokens.revoke(program.token.id, BY_OPERATOR, site.now)
+    assert run(site, stopped).status is Status.STOPPED
+    assert site.delivery(found, 0).state is State.DELETED
