@@ -462,6 +462,11 @@ begin
         action, score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit,
         threshold, from_count, scan
     );
+    -- Searches of staff look for new messages in the last minutes only (shared/facet_index.py). Messages of a host whose
+    -- clock is behind this server's are noted, so that they are found as well.
+    if held_at between clock_timestamp() - interval '1 day' and clock_timestamp() - interval '2 minutes' then
+        insert into stale_facet (message_id) values (new_id);
+    end if;
     if scan_job is not null then
         insert into job (id, kind, arguments, actor, via, address, created_at, not_before)
         values (scan_job, 'scan', json_build_object('message', new_id)::text, 'system', '', '', held_at, held_at);

@@ -54,9 +54,9 @@ def count_notices(store: Store, sent: int) -> None:
 
 
 def count_not_selected(store: Store, action: str | None) -> None:
-    """Count a message that Rspamd posted and the portal did not hold, by Rspamd's action. Raises StoreUnavailable."""
+    """Count a message that Rspamd posted and the portal did not hold, by Rspamd's action."""
     name = (action or "").casefold()
-    store.notes.add_counters({_NOT_SELECTED + (name if name in ACTIONS else "other"): 1})
+    store.notes.count({_NOT_SELECTED + (name if name in ACTIONS else "other"): 1})
 
 
 def not_selected(store: Store) -> Mapping[str, int]:
@@ -65,9 +65,8 @@ def not_selected(store: Store) -> Mapping[str, int]:
 
 
 def count_post(store: Store, outcome: str) -> None:
-    """Count a post whose message was held before ("known"), or that cannot be held ("refused"). Raises
-    StoreUnavailable."""
-    store.notes.add_counters({_POSTS + outcome: 1})
+    """Count a post whose message was held before ("known"), or that cannot be held ("refused")."""
+    store.notes.count({_POSTS + outcome: 1})
 
 
 def posts(store: Store) -> Mapping[str, int]:

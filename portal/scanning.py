@@ -11,12 +11,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from portal.model.errors import RspamdUnavailable, StoreUnavailable
+from portal.model.errors import RspamdUnavailable
 from portal.model.message import Body, Message, Scan, ScanOutcome, Symbol, Tier
 from portal.model.tiers import Tiers
 from portal.rspamd import Rspamd, Verdict
@@ -97,8 +96,7 @@ class Scanning:
         else:
             names = ",".join(symbol.name for symbol in scan.symbols) or "-"
             log.info("scanned id=%s outcome=%s symbols=%s", id, scan.outcome.value, names)
-        with suppress(StoreUnavailable):
-            self.store.notes.add_counters({COUNTER + scan.outcome.value: 1})
+        self.store.notes.count({COUNTER + scan.outcome.value: 1})
 
     def rescan(self, message: Message, recipients: Sequence[str], now: datetime) -> tuple[Message, Verdict]:
         """Have all of Rspamd's filters judge a message again. Return it as it is stored afterwards, and the verdict.

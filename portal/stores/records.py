@@ -22,7 +22,6 @@ from portal.model.message import (
     Reader,
     State,
     Tier,
-    held_at,
     identity,
 )
 from portal.model.rule import Effect
@@ -175,16 +174,14 @@ class Digest:
     lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim
     reader: Reader | None = field(default=None, compare=False)  # of the claim
     is_notice: bool = False
+    # An earlier claim made the id. Its mail may have been delivered, so its links must work. The claim says so, and not
+    # the times of both, since the clock may have been set back between them.
+    is_taken_over: bool = field(default=False, compare=False)
 
     @property
     def effective_reader(self) -> Reader:
         """The claim's reader, or else a reader with the recipient as the only identity."""
         return self.reader or Reader(self.recipient)
-
-    @property
-    def is_taken_over(self) -> bool:
-        """Return whether an earlier claim made the id. Its mail may have been delivered, so its links must work."""
-        return held_at(self.id).replace(microsecond=0) < self.issued_at
 
 
 @dataclass(frozen=True, slots=True)

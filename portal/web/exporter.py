@@ -13,7 +13,6 @@ import logging
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from http.client import responses
 from io import BytesIO
 from ipaddress import IPv6Address, ip_address
@@ -23,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from portal import exporter
 from portal.assemble import Parts
 from portal.ingest import Ingest, Outcome, Result
-from portal.model.errors import BadExport, QuarantineError, StoreUnavailable, TooLarge
+from portal.model.errors import BadExport, QuarantineError, TooLarge
 from portal.model.fast_json import encode
 from portal.model.message import Body
 from portal.model.text import shown
@@ -135,8 +134,7 @@ class ExporterEndpoint:
         return _error(503, "the message could not be stored: try again later", Retry_After=_RETRY_SECONDS)
 
     def _refused(self, status: int, error: Exception) -> _Response:
-        with suppress(StoreUnavailable):
-            count_post(self._store, "refused")
+        count_post(self._store, "refused")
         return _error(status, str(error))
 
     def _check_peer(self, environ: Mapping[str, Any]) -> None:
@@ -184,11 +182,10 @@ class ExporterEndpoint:
             else:
                 log.info("not selected queue_id=%s action=%s", export.queue_id, export.action)
                 outcome = Outcome(Result.NOT_SELECTED)
-            with suppress(StoreUnavailable):  # the store has logged it, and the answer is right without the count
-                if outcome.result is Result.NOT_SELECTED:
-                    count_not_selected(self._store, export.action)
-                elif outcome.result is Result.KNOWN:
-                    count_post(self._store, outcome.result)
+            if outcome.result is Result.NOT_SELECTED:
+                count_not_selected(self._store, export.action)
+            elif outcome.result is Result.KNOWN:
+                count_post(self._store, outcome.result)
             return _success(outcome)
 
     def _compare_rule(self, headers: Mapping[str, str]) -> None:

@@ -102,9 +102,9 @@ def test_a_list_by_score_ends_in_time(store: Store, monkeypatch: pytest.MonkeyPa
 def test_hits_that_are_far_apart_are_sorted_if_reading_scores_takes_too_long(
     store: Store, monkeypatch: pytest.MonkeyPatch, highest_first: bool
 ) -> None:
-    scores = (900.0, 10.0, 20.0, 20.0, -40.0)
+    scores = (9_000.0, 10.0, 20.0, 20.0, -4_000.0)
     held = {hold(store, symbols=BAD, score=score, recipients=[ALICE]).id: score for score in scores}
-    hold(store, score=1000.0)
+    hold(store, score=20_000.0)
     read = type(store.facets)._hits_by_score  # type: ignore[attr-defined]
 
     def slow(self: Any, session: Any, terms: Any, *rest: Any, **more: Any) -> Iterator[Any]:

@@ -294,6 +294,17 @@ def test_a_digest_whose_process_died_is_sent_again_under_the_same_id(store: Stor
         assert digest.id != dead.id
 
 
+def test_links_of_a_digest_that_may_have_arrived_work_after_the_clock_was_set_back(store: Store) -> None:
+    at = now()
+    [who] = due(store, 1, at)
+    [dead] = store.digests.claim(at + 2 * DAY, 1, 10).digests  # its process sends the mail and dies
+    store.repair_clock_skew(at)
+    [repeated] = store.digests.claim(at + SECOND, 1, 10).digests
+    assert repeated.id == dead.id
+    store.digests.settle([], [Unsent(repeated, failure="550 no")], at + SECOND)
+    assert store.digests.recipient_of(dead.id).recipient == who
+
+
 @pytest.mark.parametrize(
     ("error", "not_before", "at_last"),
     [

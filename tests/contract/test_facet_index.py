@@ -13,14 +13,17 @@ from portal.model.message import Filter, Message, Symbol, Tier
 from portal.stores import Store
 from portal.stores.facets import FacetRow, facet_row
 from portal.stores.files import facets as of_files
+from portal.stores.files.session import SqliteEngine
 from portal.stores.postgres import facets as of_postgres
+from portal.stores.postgres.session import PostgresEngine
+from portal.stores.postgres.store import PostgresStore
 from portal.stores.records import GroupBy, Page, Total
 from portal.stores.shared import facet_index, facet_rows
 from portal.stores.shared import facets as shared
 from tests.builders import hold, mail, now
 from tests.contract.helpers import DAY, SLOW
 
-HOUR = timedelta(hours=1)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 BAD = (Symbol("FUZZY_DENIED", 12.0),)
 WANTED = Filter(symbols=("FUZZY_DENIED",))
 
@@ -35,12 +38,10 @@ def found(store: Store) -> list[UUID]:
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Any:
-            return datetime.now(tz) + ahead
-
-    monkeypatch.setattr(facet_index, "datetime", Clock)
+    """Set the store's clock."""
+    for engine in (SqliteEngine, PostgresEngine):
+        clock = f"cast(cast({engine.clock} as double precision) + {ahead.total_seconds()} as text)"
+        monkeypatch.setattr(engine, "clock", clock)
 
 
 def test_a_statement_that_takes_too_long_is_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +105,37 @@ def test_a_cursor_in_the_future_is_set_back(store: Store, monkeypatch: pytest.Mo
     assert not store.facets.count(WANTED).indexed  # others may have been missed since
     index(store)
     assert store.facets.count(WANTED) == Total(4, exact=True)
+
+
+@pytest.mark.parametrize("ahead", [10 * MINUTE, -10 * MINUTE])
+def test_hosts_whose_clocks_differ_do_not_index_everything_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ahead: timedelta
+) -> None:
+    hold(store, symbols=BAD, recipients=["a@example.org"], at=now() - 3 * DAY)
+    index(store)
+    for count in (3, 5):
+        with monkeypatch.context() as patch:  # a program on the other host
+            patch.setattr(facet_index, "datetime", clock_of(ahead))
+            hold(store, symbols=BAD, recipients=["a@example.org"], at=None if is_of_files(store) else now() + ahead)
+            store.facets.index()
+            assert store.repair_clock_skew(now() + ahead) == 0
+        hold(store, symbols=BAD, recipients=["a@example.org"])
+        assert store.facets.count(WANTED) == Total(count, exact=True)
+        assert store.repair_clock_skew(now()) == 0
+
+
+def clock_of(ahead: timedelta) -> type[datetime]:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return datetime.now(tz) + ahead
+
+    return Clock
+
+
+def is_of_files(store: Store) -> bool:
+    """Return whether all programs that use the store run on one host."""
+    return not isinstance(store, PostgresStore)
 
 
 def test_only_the_index_writes_its_rows(store: Store) -> None:

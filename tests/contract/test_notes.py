@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from portal.stores import Store
+from portal.stores.shared import notes
 from tests.builders import now
 from tests.contract.helpers import concurrently
 
@@ -13,6 +18,23 @@ def test_totals_are_added_up_by_all(store: Store, second: Store) -> None:
         10, lambda number: (store, second)[number % 2].notes.add_counters({"sent": 2, "seconds": 0.5, "failed": 0})
     )
     assert second.notes.counters() == {"sent": 20, "seconds": 5, "failed": 0}
+
+
+def test_what_is_counted_while_somebody_waits_is_written_soon(
+    store: Store, second: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notes, "COUNT_SECONDS", 0.05)
+    concurrently(10, lambda number: store.notes.count({"posts": 2, "seconds": 0.25}))
+    for _ in range(200):
+        if second.notes.counters() == {"posts": 20, "seconds": 2.5}:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("not written")
+    monkeypatch.setattr(notes, "COUNT_SECONDS", 60.0)
+    store.notes.count({"posts": 1})
+    store.close()
+    assert second.notes.counters()["posts"] == 21
 
 
 def test_of_many_concurrent_compare_and_sets_one_succeeds(store: Store, second: Store) -> None:

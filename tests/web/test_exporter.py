@@ -21,6 +21,7 @@ from portal.model.message import DeliveryId, Flag, Reader, State, Symbol, Tier
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, SENDER, mail
 from tests.smtp_server import SmtpServer
+from tests.statements import Statements
 from tests.web_client import Answer, Browser, Site, basic
 
 META = {
@@ -167,6 +168,16 @@ def test_mail_that_is_not_selected_is_counted_by_action(site: Site) -> None:
         assert post(site, headers={"X-Rspamd-action": action}).json["status"] == "not-selected"
     post(site)  # held
     assert counted() == {"no action": 2, "greylist": 1, "other": 1}
+
+
+def test_rspamd_does_not_wait_for_counters(make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch) -> None:
+    statements = Statements(monkeypatch)
+    site = Site(make_parts())
+    with statements.of() as sent:
+        assert post(site, headers={"X-Rspamd-action": "no action"}).json["status"] == "not-selected"
+        wrong = rspamd(site).request("POST", "/", body=b"{}", headers={"Content-Type": "application/json"})
+    assert wrong.status == 400
+    assert sent == []
 
 
 def test_mail_that_was_held_before_or_cannot_be_held_is_counted(site: Site) -> None:

@@ -140,5 +140,12 @@ class Notes(ABC):
         """Add amounts to counters, by name. Not necessarily durable."""
 
     @abstractmethod
+    def count(self, amounts: Mapping[str, float]) -> None:
+        """Add amounts to counters soon, together with those of other calls. Raises nothing, and waits for nothing.
+
+        For what is counted while somebody waits. A process that is killed loses the amounts of some seconds.
+        """
+
+    @abstractmethod
     def counters(self) -> Mapping[str, float]:
         """Return all counters."""

@@ -76,6 +76,7 @@ class FileDigests(SqlDigests):
                 Digest(
                     digest_id or new_id(now), recipient, address, now.replace(microsecond=0), (),
                     Preferences.from_json(preferences), failures, lease, readers(recipient),
+                    is_taken_over=digest_id is not None,
                 )
                 for recipient, address, _, _, _, _, digest_id, preferences, failures, _ in found
             ]  # fmt: skip
@@ -84,14 +85,11 @@ class FileDigests(SqlDigests):
                 session.execute(f"UPDATE recipient {claim}", digest, until=now + lifecycle.LEASE)
                 # The row must exist before the mail is sent: the recipient may unsubscribe before `settle` is called.
                 session.execute(_PUT, digest, sent_at=None)
-        taken_over = [digest_id for _, _, _, _, _, _, digest_id, *_ in found if digest_id is not None]
-        return Claims(self._with_deliveries(claimed, taken_over, limit, now), refused)
+        return Claims(self._with_deliveries(claimed, limit, now), refused)
 
-    def _with_deliveries(
-        self, claimed: Sequence[Digest], taken_over: Collection[UUID], limit: int, now: datetime
-    ) -> tuple[Digest, ...]:
+    def _with_deliveries(self, claimed: Sequence[Digest], limit: int, now: datetime) -> tuple[Digest, ...]:
         """Return as many of these digests, at least one, as together hold up to ``limit`` deliveries. End the claims of
-        the others. ``taken_over``: ids of earlier claims."""
+        the others."""
         filled: list[Digest] = []
         missing: list[Delivery] = []
         remaining = limit
@@ -99,7 +97,7 @@ class FileDigests(SqlDigests):
             found, without_file = self._pending(digest.effective_reader, limit)
             if filled and len(found) > remaining:
                 break
-            earlier = digest.id if digest.id in taken_over else None
+            earlier = digest.id if digest.is_taken_over else None
             filled.append(replace(digest, deliveries=held_before(found, earlier)))
             missing += without_file
             remaining -= len(found)

@@ -89,6 +89,8 @@ class SqliteSession(Session):
 class SqliteEngine(Engine):
     """See `Engine`."""
 
+    clock = "cast((julianday('now') - 2440587.5) * 86400.0 as text)"
+
     def __init__(self, database: Database) -> None:
         self._database = database
 

@@ -75,6 +75,7 @@ class FileStore(Store):
     messages: FileMessages
     digests: FileDigests
     recipients: SqlRecipients
+    notes: SqlNotes
 
     def __init__(self, folder: Path, mail: MailFiles, db: Database) -> None:
         self._folder = folder
@@ -142,9 +143,10 @@ class FileStore(Store):
 
     def close_outcomes(self) -> None:
         self.outcomes.close()
+        self.notes.close()
 
     def close(self) -> None:
-        self.outcomes.close()
+        self.close_outcomes()
         if not self.db.is_closed:
             with suppress(StoreUnavailable, StoreUnusable):  # the recovery after a power cut then reads more files
                 self._mark_durable()

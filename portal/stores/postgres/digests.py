@@ -85,6 +85,7 @@ class PostgresDigests(SqlDigests):
                     digest_id or new_id(now), recipient, address, issued_at,
                     held_before(unannounced.get(recipient, ()), digest_id),
                     Preferences.from_json(preferences), failures, lease, reader,
+                    is_taken_over=digest_id is not None,
                 )
                 for reader, (recipient, address, _, _, _, _, digest_id, preferences, failures, _) in zip(
                     claimed[:complete], found, strict=False

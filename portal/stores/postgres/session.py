@@ -76,6 +76,8 @@ class PostgresSession(Session):
 class PostgresEngine(Engine):
     """See `Engine`."""
 
+    clock = "cast(extract(epoch from clock_timestamp()) as text)"
+
     def __init__(self, database: Database, seconds: float = OTHER_SECONDS) -> None:
         """``seconds`` is the time limit of each statement."""
         self._database = database

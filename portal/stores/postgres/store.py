@@ -45,6 +45,7 @@ class PostgresStore(Store):
     """A `Store` in PostgreSQL 15 or later."""
 
     recipients: SqlRecipients
+    notes: SqlNotes
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -88,9 +89,10 @@ class PostgresStore(Store):
 
     def close_outcomes(self) -> None:
         self.outcomes.close()
+        self.notes.close()
 
     def close(self) -> None:
-        self.outcomes.close()
+        self.close_outcomes()
         self.database.close()
 
     def heartbeat(self, now: datetime) -> None:

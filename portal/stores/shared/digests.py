@@ -130,6 +130,7 @@ class SqlDigests(Digests):
                 notice = Digest(
                     id or new_id(now), recipient, address, now.replace(microsecond=0), (),
                     Preferences.from_json(preferences), lease=lease, reader=readers(recipient), is_notice=True,
+                    is_taken_over=id is not None,
                 )  # fmt: skip
                 session.execute(_CLAIM_NOTICE, notice, until=now + lifecycle.LEASE)
                 # As for a digest: its recipient may unsubscribe before the sending is recorded.

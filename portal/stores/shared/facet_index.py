@@ -5,8 +5,10 @@ Only this class writes these rows, after Rspamd got its answer. A change of an i
 before the change is written once more.
 
 Two cursors say what is indexed. New messages are looked for from some minutes before `_UNTIL` on, the id of the newest
-message that was indexed: it is not the time, which a clock that is ahead would move. `_BELOW` goes down until there are
-no older messages.
+message that was indexed, but never beyond the time of the store's clock. The clocks of the hosts do not matter: they
+may differ, and each host would take the cursor of another one for one that a wrong clock had moved. PostgreSQL notes
+messages of a host whose clock is behind in `stale_facet` (`hold_mail`). `_BELOW` goes down until there are no older
+messages.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from portal.stores.shared.session import Engine, Session
 log = logging.getLogger("quarantine.store")
 
 _CATCH_UP = 5  # transactions before a search
-_OVERLAP = timedelta(minutes=3)  # an `add` takes seconds, and clocks of hosts differ
+_OVERLAP = timedelta(minutes=3)  # an `add` takes seconds, and clocks of hosts differ; `hold_mail` notes more
 _UNTIL, _BELOW, _COMPLETE = "facets.until", "facets.below", "facets.complete"
 _LOWEST, _HIGHEST = UUID(int=0), UUID(int=(1 << 128) - 1)
 SKIPPED = "facets.skipped"
@@ -38,6 +40,7 @@ _COUNT_SKIPPED = (
 _STATE = (
     "select name, value from setting where name in :names"
     " union all select 'stale', '' where exists (select 1 from stale_facet)"
+    " union all select 'clock', {}"
 )
 
 
@@ -46,10 +49,12 @@ class _State(NamedTuple):
     below: UUID
     is_complete: bool
     has_stale: bool
+    now: datetime  # by the store's clock
 
-    def is_ahead(self, now: datetime) -> bool:
-        """Return whether a clock that was ahead has moved the cursor."""
-        return self.until is not None and self.until > first_id(now + _OVERLAP)
+    @property
+    def is_ahead(self) -> bool:
+        """True if the store's clock was ahead when it moved the cursor."""
+        return self.until is not None and self.until > first_id(self.now + _OVERLAP)
 
 
 class FacetIndex:
@@ -88,32 +93,31 @@ class FacetIndex:
         """See `Facets.recheck`."""
         with self._engine.writing(durable=False) as session:
             session.lock("facets")
-            if _state(session).until is not None:
+            if self._state(session).until is not None:
                 _begin_again(session, are_missing=are_missing)
 
     def is_complete(self) -> bool:
         """See `Facets.is_complete`."""
         with self._engine.reading() as session:
-            return _state(session).is_complete
+            return self._state(session).is_complete
 
     def _index_new(self, seconds: float | None = None) -> tuple[bool, bool]:
         """Index some new and changed messages. Return whether there may be more, and whether all older are indexed."""
-        now = datetime.now(UTC)
         with self._engine.reading() as session:
-            state = _state(session)
-            is_begun = state.until is not None and not state.is_ahead(now)
+            state = self._state(session)
+            is_begun = state.until is not None and not state.is_ahead
             if is_begun and not state.has_stale and not self._new(session, state.until or _LOWEST):
                 return False, state.is_complete  # nothing to write: so it is for most searches
         with self._engine.writing(durable=False) as session:
             if seconds is not None:
                 session.limit(seconds)
             session.lock("facets")
-            state = _state(session)
+            state = self._state(session)
             if state.until is None:
-                self._begin(session, now)
+                self._begin(session, state.now)
                 return True, False
-            if state.is_ahead(now):
-                repair(session, now)
+            if state.is_ahead:
+                repair(session, self._engine.clock)
                 return True, False
             stale = session.many("select seq, message_id from stale_facet order by seq limit :n", n=self._at_once)
             if stale:
@@ -122,13 +126,16 @@ class FacetIndex:
             ids = self._new(session, state.until)
             if ids:
                 self._write(session, ids)
-                _set(session, {_UNTIL: max(state.until, min(ids[-1], first_id(now)))})
+                _set(session, {_UNTIL: max(state.until, min(ids[-1], first_id(state.now)))})
         return self._at_once in (len(stale), len(ids)), state.is_complete
 
     def _begin(self, session: Session, now: datetime) -> None:
         is_old = session.many("select id from message where id < :low limit 1", low=first_id(now - _OVERLAP))
         cursors = {_BELOW: _HIGHEST} if is_old else {_BELOW: _LOWEST, _COMPLETE: _LOWEST}
         _set(session, {_UNTIL: first_id(now), **cursors})
+
+    def _state(self, session: Session) -> _State:
+        return _state(session, self._engine.clock)
 
     def _new(self, session: Session, until: UUID) -> list[UUID]:
         since = first_id(held_at(until) - _OVERLAP)
@@ -137,11 +144,11 @@ class FacetIndex:
     def _index_older(self) -> bool:
         """Index some messages below the cursor. Return whether there may be more."""
         with self._engine.reading() as session:
-            if _state(session).below == _LOWEST:
+            if self._state(session).below == _LOWEST:
                 return False
         with self._engine.writing(durable=False) as session:
             session.lock("facets")
-            below = _state(session).below
+            below = self._state(session).below
             rows = session.many(
                 "select id from message where id < :below order by id desc limit :n", below=below, n=self._at_once
             )
@@ -178,11 +185,15 @@ class FacetIndex:
             self._rows.put_facets(session, found, packed_symbols(session, found), replace=replace)
 
 
-def repair(session: Session, now: datetime) -> bool:
-    """Set back a cursor that a clock that was ahead has moved, and look for what was missed since then."""
-    if not _state(session).is_ahead(now):
+def repair(session: Session, clock: str) -> bool:
+    """Set back a cursor that a clock that was ahead has moved, and look for what was missed since then.
+
+    ``clock``: see `Engine`.
+    """
+    state = _state(session, clock)
+    if not state.is_ahead:
         return False
-    _set(session, {_UNTIL: first_id(now)})
+    _set(session, {_UNTIL: first_id(state.now)})
     _begin_again(session, are_missing=True)
     return True
 
@@ -193,13 +204,14 @@ def _begin_again(session: Session, *, are_missing: bool) -> None:
         session.execute("delete from setting where name = :name", name=_COMPLETE)
 
 
-def _state(session: Session) -> _State:
-    found: dict[str, str] = dict(session.many(_STATE, names=[_UNTIL, _BELOW, _COMPLETE]))
+def _state(session: Session, clock: str) -> _State:
+    found: dict[str, str] = dict(session.many(_STATE.format(clock), names=[_UNTIL, _BELOW, _COMPLETE]))
     return _State(
         UUID(found[_UNTIL]) if _UNTIL in found else None,
         UUID(found[_BELOW]) if _BELOW in found else _LOWEST,
         _COMPLETE in found,
         "stale" in found,
+        datetime.fromtimestamp(float(found["clock"]), UTC),
     )
 
 

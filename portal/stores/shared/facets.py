@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ _CATCH_UP_SECONDS = 1.0  # of them for the index
 _LEAST_SECONDS = 0.25  # for the first statement after that
 _COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
 _SORTED_MAX = 2_000  # hits that are sorted by score at once
-_POINTS = 4_096.0  # more than between any two scores
+_POINTS = 4_096.0  # a step of so many points goes to the last score
 _SORT_SECONDS = 0.5
 _SCORES_SECONDS = 0.4  # for a page of scores that are read in order, of searches that find more
 _GROUPED_AT_ONCE = 20_000
@@ -91,8 +92,9 @@ class SqlFacets(Facets):
         else:
             edge = after.score
         step = -1.0 if highest_first else 1.0
-        while len(keys) <= limit and abs(step) < _POINTS:
-            low, high = sorted((edge, edge + step))
+        while len(keys) <= limit and abs(step) <= _POINTS:
+            end = edge + step if abs(step) < _POINTS else math.copysign(math.inf, step)
+            low, high = sorted((edge, end))
             low = low if wanted.score_min is None else max(low, wanted.score_min)
             high = high if wanted.score_max is None else min(high, wanted.score_max)
             found = self._sortable(replace(wanted, score_min=low, score_max=high), EXAMINED_MAX, _PAGE_SECONDS)

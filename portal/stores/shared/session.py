@@ -90,6 +90,8 @@ def _names(kind: Any) -> tuple[str, ...]:
 class Engine(ABC):
     """Begins transactions. Raises StoreUnavailable and StoreUnusable only."""
 
+    clock: str  # SQL: the time of the store's own clock, the same for all hosts, in seconds since 1970 as text
+
     @abstractmethod
     def reading(self, *, snapshot: bool = False) -> AbstractContextManager[Session]:
         """Begin a session for statements that change nothing. ``snapshot``: all of them see the same state."""

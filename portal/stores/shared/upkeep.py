@@ -88,7 +88,7 @@ def repair_clock_skew(engine: Engine, now: datetime) -> int:
             now=now,
             claimed=claimed,
         )
-        repaired += facet_index.repair(session, now)
+        repaired += facet_index.repair(session, engine.clock)
     return repaired
 
 
