@@ -206,6 +206,14 @@ begin
     create index on password_try (client_48, tried_at);
     create index on password_try (tried_at);
 
+    create table idempotency_key (  -- requests of the API, see portal/stores/contracts/idempotency.py
+        key_sha256 bytea primary key,
+        request_sha256 bytea not null,
+        begun_at timestamptz not null,
+        answer bytea  -- null: it is being answered
+    );
+    create index on idempotency_key (begun_at);
+
     create table session (
         session_sha256 bytea primary key,
         recipient text not null,

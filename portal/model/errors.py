@@ -73,6 +73,10 @@ class AlreadyDone(QuarantineError):
         self.delivery = delivery
 
 
+class KeyReused(QuarantineError):
+    """An idempotency key that belongs to another request."""
+
+
 class NotAllowed(QuarantineError):
     """This person may not do this (for example, a recipient who releases a dangerous message)."""
 

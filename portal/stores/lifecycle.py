@@ -42,6 +42,7 @@ WRONG_CODES_MAX = 5
 WRONG_CODES_OF_ALL_MAX = 1000
 SIGN_INS_KEPT = timedelta(days=1)  # the limits count an hour back
 PASSWORD_TRIES_KEPT = timedelta(hours=2)  # the limits count an hour back
+IDEMPOTENCY_KEPT = timedelta(days=1)
 SESSION_IDLE = timedelta(hours=12)
 SESSION_MAX = timedelta(days=7)
 STAFF_IDLE = timedelta(minutes=30)  # after a sign-in or a page of the console
@@ -66,6 +67,7 @@ EXPIRING = (  # rows that a purge removes: table, key, column of the time, how l
     ("digest", "id", "issued_at", DIGESTS_KEPT),
     ("sign_in", "token_sha256", "created_at", SIGN_INS_KEPT),
     ("password_try", "id", "tried_at", PASSWORD_TRIES_KEPT),
+    ("idempotency_key", "key_sha256", "begun_at", IDEMPOTENCY_KEPT),
     ("session", "session_sha256", "used_at", SESSION_IDLE),
     ("session", "session_sha256", "started_at", SESSION_MAX),
     ("outbox", "id", "queued_at", MAIL_KEPT + LEASE),

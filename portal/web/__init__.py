@@ -29,6 +29,7 @@
     tokens    API tokens of staff
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
+    api/      the API for programs
     repair    addresses followed by more characters, which are redirected
 
 A handler takes a `Request` and the named parts of its route, and returns or raises an HTTPResponse. Only this package
@@ -49,6 +50,7 @@ from portal.passwords import password_servers
 from portal.policy.staff import Permission
 from portal.web import failures
 from portal.web.acts import MessageActs
+from portal.web.api import Api
 from portal.web.audit import AuditPages
 from portal.web.auth.identity import Arrivals
 from portal.web.auth.mailed_link import MailedLinks
@@ -183,9 +185,16 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
 
     masses = MassActPages(pages, console)
+    api = Api(pages, sessions)
+
+    def rejected(error: HTTPError) -> HTTPResponse:
+        request = _request(pages)
+        if api.has(request):
+            return api.rejected(request, error)
+        return failures.http_error_page(pages, request, error)
 
     app = Bottle()
-    app.default_error_handler = lambda error: failures.http_error_page(pages, _request(pages), error)
+    app.default_error_handler = rejected
     for method, rule, handler in (
         ("GET", "/", inbox.list),
         ("GET", f"/link/{_TOKEN}/", links.show),
@@ -257,6 +266,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
         ("POST", "/admin/audit/export", console.route(Permission.READ_AUDIT, audit.export, "/admin/audit")),
         ("POST", "/admin/staff", console.route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),
+        *api.routes(),
         # Some mail programs cut off the trailing slash of a link.
         ("GET", "/<path:re:(?:link|sign-in|messages|jobs)/[A-Za-z0-9_.-]{1,200}>", with_slash),
         ("GET", "/healthz", monitor.health),

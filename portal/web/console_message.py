@@ -17,8 +17,8 @@ from portal.model import criteria
 from portal.model.audit import Act, AuditEntry
 from portal.model.authentication import checks
 from portal.model.domains import shown_address
-from portal.model.errors import BadCriterion, NotFound
-from portal.model.message import Delivery, DeliveryId, Filter, State, parse_id
+from portal.model.errors import BadCriterion
+from portal.model.message import Delivery, DeliveryId, Filter, State
 from portal.model.rights import Access
 from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, shown
@@ -29,8 +29,9 @@ from portal.web.console import HOME, Console, StaffSession
 from portal.web.console_search import STATE_NAMES, Search
 from portal.web.downloads import DownloadPages
 from portal.web.formatted import FormattedMessages
+from portal.web.found import visible
 from portal.web.history import history
-from portal.web.listing import cursor, name_of
+from portal.web.listing import name_of
 from portal.web.neighbours import beside
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -233,19 +234,7 @@ class ConsoleMessage:
 
         A message's id alone names the first one. Raises NotFound.
         """
-        message_id, number = cursor(name) or (parse_id(name), None)
-        if message_id is None:
-            raise NotFound("there is no such message")
-        deliveries = [
-            each
-            for each in self._parts.store.deliveries.of_message(message_id)
-            if each.state is not State.EXPIRED
-            and self._parts.staff.may_for(staff.member, Permission.SEE_ENVELOPE, each)
-        ]
-        for delivery in deliveries:
-            if number in (None, delivery.number):
-                return delivery, [each for each in deliveries if each is not delivery]
-        raise NotFound("there is no such message")
+        return visible(self._parts.store, self._parts.staff, staff.member, name)
 
     def _readable(self, request: Request, staff: StaffSession, name: str) -> Delivery:
         """Return the delivery with this name. Raises 403 unless the person may read its content, NotFound."""

@@ -6,7 +6,6 @@ deliveries of the domains for which they may see envelopes: `Filter.within` puts
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,16 +27,16 @@ from portal.model.text import N_, shown
 from portal.policy.empty_search import why_nothing
 from portal.policy.staff import Permission
 from portal.stores.contracts.facets import COUNTED_MAX
-from portal.stores.records import Group, GroupBy, Order, Page, ScoreKey, ScorePage, Total
+from portal.stores.records import Group, GroupBy, Order
 from portal.web.console import Console, StaffSession
-from portal.web.listing import cursor, name_of
+from portal.web.found import counted, found_page
+from portal.web.listing import name_of
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.rows import TIER_NAMES, Viewer
 
 _PAGE = 50
 _GROUPS = 100
-_SCORE = re.compile(r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]\d{1,3})?", re.ASCII)
 _CHARS = 500  # of one value
 _VALUES = 60  # in one address
 _LABELS = {
@@ -261,22 +260,15 @@ class ConsoleSearch:
                 "indexed": groups.total.indexed,
                 "since": since,
             }
-        page: Page | ScorePage
-        if search.order is Order.NEWEST:
-            page = self._parts.store.deliveries.search(wanted, _PAGE, cursor(search.get("before")))
-            next = name_of(page.next) if page.next else None
-        else:
-            highest_first, after = search.order is Order.HIGHEST, _place(search.get("before"))
-            page = self._parts.store.facets.by_score(wanted, _PAGE, after, highest_first=highest_first)
-            next = f"{page.next.score!r}_{name_of(page.next.key)}" if page.next else None
+        page = found_page(self._parts.store, wanted, search.order, _PAGE, search.get("before"))
         found: dict[str, object] = {
             "rows": _rows(search, page.deliveries, viewer),
-            "older": search.without("before").query(("before", next)) if next else None,
+            "older": search.without("before").query(("before", page.next)) if page.next else None,
             "is_cut": page.is_cut,
             "indexed": page.indexed,
         }
         if search.typed():
-            total = self._total(search, wanted, page)
+            total = counted(self._parts.store, wanted, search.order, page, is_first=not search.get("before"))
             found |= {
                 "total": number(total.count),
                 "is_exact": total.exact,
@@ -285,23 +277,9 @@ class ConsoleSearch:
             }
         return found
 
-    def _total(self, search: Search, wanted: Filter, page: Page | ScorePage) -> Total:
-        """Return the number of deliveries that a search finds. A list that is one page needs no counting."""
-        is_whole = page.next is None and not page.is_cut and not search.get("before")
-        if is_whole and search.order is Order.NEWEST:  # the others leave out messages without a score
-            return Total(len(page.deliveries), page.indexed, page.indexed)
-        return self._parts.store.facets.count(wanted, indexed=page.indexed if wanted.needs_facets else None)
-
 
 def _ordered(order: Order) -> Iterable[tuple[str, str]]:
     return [] if order is Order.NEWEST else [("order", order.value)]
-
-
-def _place(text: str) -> ScoreKey | None:
-    """Return the place in a list by score that this cursor names, None for its beginning."""
-    score, _, name = text.partition("_")
-    key = cursor(name)
-    return ScoreKey(float(score), key) if key and _SCORE.fullmatch(score) else None
 
 
 def _by(search: Search) -> Iterable[tuple[str, str]]:

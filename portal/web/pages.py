@@ -244,6 +244,28 @@ class Pages:
             if places:
                 self._releases.release(places)
 
+    def release_several_as_staff(
+        self, deliveries: Sequence[Delivery], actor: Actor, check: Check, reason: str, stopped: Callable[[], bool]
+    ) -> Generator[tuple[Delivery, Delivery | Exception], None, None]:
+        """Release deliveries as `release_as_staff` does, as many at once as may still wait for the mail server.
+
+        Yields the outcomes as `in_parallel`. Raises Busy.
+        """
+
+        def release(actions: Actions, delivery: Delivery) -> Delivery:
+            return actions.release(delivery.id, delivery.number, actor, operator=True, check=check, reason=reason)
+
+        places = 0
+        try:
+            while places < len(deliveries) and self._releases.acquire(blocking=False):
+                places += 1
+            if deliveries and not places:
+                raise Busy("too many releases wait for the mail server")
+            yield from in_parallel(self.parts.actions, release, deliveries, max(1, places), stopped=stopped)
+        finally:
+            if places:
+                self._releases.release(places)
+
     @contextmanager
     def searching(self) -> Iterator[None]:
         """Occupy one of the places for searches of all messages or of the audit. Raises Busy if there is none."""

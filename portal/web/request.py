@@ -63,6 +63,27 @@ class Request:
             # Bottle raises on a malformed Content-Type and on an unknown charset: errors of the client.
             raise HTTPError(400) from error
 
+    def content(self, max_bytes: int) -> bytes:
+        """Return the body. Raises HTTPError 413 if it is larger than ``max_bytes``, 400 if it is incomplete."""
+        text: str = self._environ.get("CONTENT_LENGTH") or "0"
+        if not (text.isascii() and text.isdigit() and len(text) < 20):
+            raise HTTPError(400)
+        if int(text) > max_bytes:
+            raise HTTPError(413)
+        try:
+            content: bytes = self._environ["wsgi.input"].read(int(text))
+        except OSError as error:  # uWSGI: the client disconnected or was too slow
+            raise HTTPError(400) from error
+        if len(content) < int(text):
+            raise HTTPError(400)
+        return content
+
+    @property
+    def content_type(self) -> str:
+        """The media type of the body, without its parameters and in lower case; "" if it is missing."""
+        text: str = self._environ.get("CONTENT_TYPE", "")
+        return text.partition(";")[0].strip().lower()
+
     def cookie(self, name: str) -> str | None:
         """Return the value of one of the portal's cookies, unverified.
 

@@ -24,6 +24,7 @@ from datetime import datetime
 
 from portal.stores.contracts.audit import Audit
 from portal.stores.contracts.facets import Facets
+from portal.stores.contracts.idempotency import IdempotencyKeys
 from portal.stores.contracts.mail import NO_STARTS, Deliveries, Messages
 from portal.stores.contracts.passwords import PasswordTries
 from portal.stores.contracts.people import Digests, Recipients, SignIns
@@ -42,6 +43,7 @@ __all__ = [
     "Digests",
     "DomainValues",
     "Facets",
+    "IdempotencyKeys",
     "Jobs",
     "Messages",
     "Notes",
@@ -70,6 +72,7 @@ class Store(ABC):
     recipients: Recipients
     sign_ins: SignIns
     passwords: PasswordTries
+    idempotency: IdempotencyKeys
     outbox: Outbox
     jobs: Jobs
     votes: Votes

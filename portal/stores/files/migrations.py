@@ -179,6 +179,10 @@ CREATE INDEX password_try_client_ip ON password_try (client_ip, tried_at);
 CREATE INDEX password_try_client_56 ON password_try (client_56, tried_at);
 CREATE INDEX password_try_client_48 ON password_try (client_48, tried_at);
 CREATE INDEX password_try_tried_at ON password_try (tried_at);
+CREATE TABLE idempotency_key (
+    key_sha256 BLOB PRIMARY KEY, request_sha256 BLOB NOT NULL, begun_at INTEGER NOT NULL, answer BLOB
+) WITHOUT ROWID;
+CREATE INDEX idempotency_key_begun_at ON idempotency_key (begun_at);
 CREATE TABLE vote (
     id BLOB PRIMARY KEY,
     campaign BLOB NOT NULL,

@@ -167,6 +167,12 @@ CREATE INDEX password_try_client_56 ON password_try (client_56, tried_at);
 CREATE INDEX password_try_client_48 ON password_try (client_48, tried_at);
 CREATE INDEX password_try_tried_at ON password_try (tried_at);
 
+CREATE TABLE idempotency_key (          -- requests of the API, see contracts/idempotency.py
+    key_sha256 BLOB PRIMARY KEY, request_sha256 BLOB NOT NULL, begun_at INTEGER NOT NULL,
+    answer BLOB                         -- NULL: it is being answered
+) WITHOUT ROWID;
+CREATE INDEX idempotency_key_begun_at ON idempotency_key (begun_at);
+
 CREATE TABLE session (
     session_sha256 BLOB PRIMARY KEY, recipient TEXT NOT NULL, started_at INTEGER NOT NULL, used_at INTEGER NOT NULL,
     client TEXT NOT NULL DEFAULT '',    -- StartedSession.client

@@ -166,6 +166,13 @@ MIGRATIONS: dict[int, LiteralString] = {
         create index on password_try (client_56, tried_at);
         create index on password_try (client_48, tried_at);
         create index on password_try (tried_at);
+        create table idempotency_key (
+            key_sha256 bytea primary key,
+            request_sha256 bytea not null,
+            begun_at timestamptz not null,
+            answer bytea
+        );
+        create index on idempotency_key (begun_at);
         create table vote (
             id uuid primary key,
             campaign bytea not null,

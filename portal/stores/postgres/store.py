@@ -18,6 +18,7 @@ from portal.stores.records import Ending, Purged, Stats
 from portal.stores.shared import expiry, upkeep
 from portal.stores.shared.audit import SqlAudit
 from portal.stores.shared.domains import SqlDomainValues
+from portal.stores.shared.idempotency import SqlIdempotencyKeys
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
@@ -58,6 +59,7 @@ class PostgresStore(Store):
         self.recipients = SqlRecipients(self.engine, find_unmarked)
         self.sign_ins = SqlSignIns(self.engine)
         self.passwords = SqlPasswordTries(self.engine)
+        self.idempotency = SqlIdempotencyKeys(self.engine)
         self.outbox = SqlOutbox(self.engine, self.outcomes)
         self.jobs = SqlJobs(self.engine)
         self.votes = SqlVotes(self.engine)
