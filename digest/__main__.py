@@ -32,7 +32,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from digest import attachments, housekeeping, news, notices, statistics
+from digest import attachments, housekeeping, news, notices, report, statistics
 from digest import run as work
 from digest.outcomes import Progress as RunProgress
 from digest.outcomes import Summary
@@ -161,6 +161,7 @@ def _scheduler(parts: Parts, stopped: Stopped) -> BlockingScheduler:
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: news.find_news(parts, utc_now(), applied=applied), IntervalTrigger(hours=1), soon),
         ("reminders", now_and_stopped(housekeeping.remind), IntervalTrigger(hours=1), soon),
+        ("report", now_and_stopped(report.send_reports), IntervalTrigger(minutes=5), soon),
         ("expire", now_and_stopped(housekeeping.expire), IntervalTrigger(minutes=1), soon),
         ("daily", lambda: housekeeping.daily(parts, utc_now()), CronTrigger(hour=3, minute=17, timezone=zone), soon),
     ]

@@ -291,7 +291,7 @@ def daily(parts: Parts, now: datetime) -> None:
     parts.store.prepare_days(now, retention_days)
     expire(parts, now, all_of_them=True)
     parts.store.facets.recheck()
-    if _clock_is_trusted(parts.store, now):
+    if clock_is_trusted(parts.store, now):
         purged = parts.store.purge(removal_time(parts.store, now) - timedelta(days=retention_days), now)
         parts.store.statistics.expire((now - _STATISTICS_KEPT).date())
         audited = parts.store.audit.expire(now - timedelta(days=parts.settings.store.audit_retention_days))
@@ -303,7 +303,7 @@ def expire(parts: Parts, now: datetime, *, all_of_them: bool = False, stopped: S
 
     Raises StoreUnavailable.
     """
-    if not _clock_is_trusted(parts.store, now):
+    if not clock_is_trusted(parts.store, now):
         return 0
     at = removal_time(parts.store, now)
     count = expire_ended(parts.store, parts.domains, at, all_of_them=all_of_them, stopped=stopped)
@@ -312,7 +312,7 @@ def expire(parts: Parts, now: datetime, *, all_of_them: bool = False, stopped: S
     return count
 
 
-def _clock_is_trusted(store: Store, now: datetime) -> bool:
+def clock_is_trusted(store: Store, now: datetime) -> bool:
     """Return whether the clock has not jumped for `_CLOCK_TRUSTED`: a clock that is a year ahead would purge all mail.
 
     After a jump, or after days in which this did not run (which look the same), an administrator has a day to correct

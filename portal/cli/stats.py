@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import click
 
-from portal.cli.common import NotDone, WrongCall, add_row, guarded, json_text, new_table, open_parts, print_table
+from portal.cli.common import (
+    Lines,
+    NotDone,
+    WrongCall,
+    add_row,
+    guarded,
+    json_text,
+    new_table,
+    open_parts,
+    print_table,
+)
 from portal.cli.options import FILLED, Moment
 from portal.model.message import domain as domain_of
-from portal.model.statistics import ALL, Line, Outcome, Part, lines
+from portal.model.message import identity
+from portal.model.statistics import ALL, Line, Month, Outcome, Part, lines
+from portal.model.tables import cell
 from portal.model.text import shown
+from portal.policy.report import Reports
 
 _DAYS = 30
 _BY = {"day": Part.TOTAL, "tier": Part.TIER, "symbol": Part.SYMBOL, "sender": Part.SENDER, "delay": Part.DELAY}
@@ -23,9 +38,24 @@ _BY = {"day": Part.TOTAL, "tier": Part.TIER, "symbol": Part.SYMBOL, "sender": Pa
 @click.option("--until", type=Moment(), help="Up to this day (UTC). Default: today.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option(
+    "--mail",
+    type=FILLED,
+    multiple=True,
+    metavar="ADDRESS",
+    help="Instead, mail this administrator the report of the last month now. Repeatable.",
+)
 @guarded
 def stats(
-    by: str, domain: str | None, since: datetime | None, until: datetime | None, limit: int, as_json: bool
+    by: str,
+    domain: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    as_json: bool,
+    as_csv: bool,
+    mail: tuple[str, ...],
 ) -> None:
     """Print how many messages were held, released and so on, one line for each day, tier, symbol or sender's domain.
 
@@ -35,14 +65,29 @@ def stats(
     first, last = (since or now - timedelta(days=_DAYS)).date(), (until or now).date()
     if first > last:
         raise WrongCall("--since is after --until, so no day can match. Exchange them.")
+    if as_json and as_csv:
+        raise WrongCall("Use either --json or --csv.")
+    if mail:
+        if domain or since or until or as_json or as_csv:
+            raise WrongCall("--mail sends the report of the last month: leave out the other options.")
+        _mail(mail, now)
+        return
     with open_parts() as parts:
-        counts = parts.store.statistics.counts(_BY[by], first, last, domain_of(domain) if domain else ALL)
-    found = lines(counts, by_day=by == "day")
+        statistics, host = parts.store.statistics, domain_of(domain) if domain else ALL
+        if by == "day":
+            found: Sequence[Line] = lines(statistics.counts(Part.TOTAL, first, last, host), by_day=True)
+        else:
+            found = statistics.sums(first, last, [host])[_BY[by]]
     if not found:
         raise NotDone(_why_nothing(first, last, domain))
     if as_json:
         for line in found[:limit]:
             click.echo(json_text({by: line.name, **_numbers(line), "mistakes": line.mistakes}))
+    elif as_csv:
+        writer = csv.writer(Lines())
+        writer.writerow([by, *Outcome, "mistakes"])
+        for line in found[:limit]:
+            writer.writerow([cell(line.name), *_numbers(line).values(), "" if line.mistakes is None else line.mistakes])
     else:
         table = new_table(by, *Outcome, "mistakes")
         for line in found[:limit]:
@@ -58,6 +103,23 @@ COMMANDS = (stats,)
 
 def _numbers(line: Line) -> dict[str, int]:
     return {outcome.value: line.number(outcome) for outcome in Outcome}
+
+
+def _mail(addresses: Sequence[str], now: datetime) -> None:
+    """Queue the report of the last month for these administrators."""
+    month = Month(now.date().replace(day=1)).before
+    with open_parts() as parts:
+        administrators = parts.staff.administrators()
+        people = [identity(address) for address in addresses]
+        for person in people:
+            if person not in administrators:
+                raise NotDone(f"{shown(person)} administers no domain: `quarantine staff add` gives the role.")
+        for person in people:
+            mail = Reports(parts.store, parts.actions).mail(person, administrators[person], month)
+            if mail is None:
+                raise NotDone(f"Nothing was counted in {month} or the month before, or mail.from_address is not set.")
+            parts.store.outbox.add(mail, now)
+            click.echo(f"The report of {month} is queued for {shown(person)}. The digest process sends it.")
 
 
 def _why_nothing(first: date, last: date, domain: str | None) -> str:

@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date as calendar_date
 from datetime import datetime, timedelta
 from datetime import time as wall_time
 from functools import cache
@@ -22,7 +23,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from babel import Locale, UnknownLocaleError
-from babel.dates import format_datetime, format_time, format_timedelta
+from babel.dates import format_datetime, format_skeleton, format_time, format_timedelta
 from babel.lists import format_list
 from babel.messages import Catalog
 from babel.messages import Message as Entry
@@ -80,6 +81,10 @@ class Language:
     def date(self, at: datetime, zone: ZoneInfo) -> str:
         """Return a day like "21 Nov 2026"."""
         return format_datetime(at, self._date, tzinfo=zone, locale=self._locale)
+
+    def month(self, day: calendar_date) -> str:
+        """Return the month of a day like "November 2026"."""
+        return format_skeleton("yMMMM", day, locale=self._locale)
 
     def time(self, at: datetime, zone: ZoneInfo) -> str:
         """Return a time of the day like "14:05"."""

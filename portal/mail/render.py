@@ -169,7 +169,9 @@ class Render:
         environment.filters["shown"] = shown
         environment.filters["shown_address"] = shown_address
         environment.filters["number"] = language.number
+        environment.filters["percent"] = language.percent
         environment.filters["days"] = language.days
+        environment.filters["month"] = language.month
         environment.filters["size"] = language.size
         environment.filters["score"] = language.score
         environment.filters["threshold"] = language.threshold

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import date, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
 from portal.model.message import EventKind
+from portal.model.text import N_
 
 ALL = ""  # the domain of rows that count all domains together
 NAMES_MAX = 50  # symbols or senders that are kept for a day, a domain and an outcome: the most frequent ones
@@ -21,6 +22,13 @@ DELAYS = {
     "within a day": timedelta(days=1),
 }
 LATER = "later"
+DELAY_NAMES = {
+    "within a minute": N_("Within a minute"),
+    "within 10 minutes": N_("Within 10 minutes"),
+    "within an hour": N_("Within an hour"),
+    "within a day": N_("Within a day"),
+    LATER: N_("Later"),
+}
 
 
 class Outcome(StrEnum):
@@ -34,6 +42,18 @@ class Outcome(StrEnum):
     CONFIRMED = "confirmed"  # deleted as spam
     REQUESTED = "requested"
     REFUSED = "refused"  # the request was denied
+
+
+OUTCOME_NAMES = {
+    Outcome.HELD: N_("Held"),
+    Outcome.RELEASED: N_("Released"),
+    Outcome.DELETED: N_("Deleted"),
+    Outcome.CONFIRMED: N_("Reported as spam"),
+    Outcome.REQUESTED: N_("Requested"),
+    Outcome.REFUSED: N_("Denied"),
+    Outcome.BLOCKED: N_("Blocked"),
+    Outcome.PASSED: N_("Let through"),
+}
 
 
 class Part(StrEnum):
@@ -127,6 +147,29 @@ class Line:
         """
         held = self.number(Outcome.HELD)
         return self.number(Outcome.RELEASED) / held if held else None
+
+
+Sums = Mapping[Part, Sequence[Line]]  # of some days, by name, those with most deliveries first
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """A calendar month of days in UTC."""
+
+    first: date
+
+    @property
+    def last(self) -> date:
+        """Its last day."""
+        return (self.first + timedelta(days=31)).replace(day=1) - timedelta(days=1)
+
+    @property
+    def before(self) -> Month:
+        """The month before."""
+        return Month((self.first - timedelta(days=1)).replace(day=1))
+
+    def __str__(self) -> str:
+        return f"{self.first:%Y-%m}"
 
 
 def lines(counts: Iterable[Count], *, by_day: bool = False) -> list[Line]:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from fnmatch import translate
 
 from portal.model.message import Export, Scan, Symbol, Tier
+from portal.model.text import N_
+
+TIER_NAMES = {Tier.SPAM: N_("Spam"), Tier.SUSPICIOUS: N_("Suspicious"), Tier.DANGEROUS: N_("Possibly dangerous")}
 
 
 class Tiers:

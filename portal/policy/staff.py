@@ -122,6 +122,15 @@ class Staff:
         found = self._in_effect([*of_settings, *self.store.staff.all()])
         return sorted(found, key=lambda grant: (grant.person, grant.role, grant.domain))
 
+    def administrators(self) -> Mapping[str, frozenset[str]]:
+        """Return the people who administer domains and can sign in, with these domains: EVERYWHERE alone for all."""
+        found: dict[str, set[str]] = {}
+        for grant in self.all():
+            if grant.role in (Role.ADMINISTRATOR, Role.DOMAIN_ADMINISTRATOR) and self.can_sign_in(grant.person):
+                found.setdefault(grant.person, set()).add(grant.domain)
+        everywhere = frozenset({EVERYWHERE})
+        return {person: everywhere if EVERYWHERE in hosts else frozenset(hosts) for person, hosts in found.items()}
+
     def unusable(self) -> Sequence[Grant]:
         """Return the roles that were given and that nobody can use: the person cannot sign in, or the domain is not
         local. Those by groups end by themselves."""

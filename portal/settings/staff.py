@@ -57,6 +57,11 @@ class StaffSettings(Section):
         description="Roles by the groups that OpenID Connect or LDAP names, in a table `[staff.groups]`: "
         '`"mail admins" = "administrator"`. Several roles are a list; `help-desk:example.org` is for one domain.',
     )
+    monthly_report: bool = Field(
+        True,
+        description="Whether administrators, and domain administrators for their domains, get a mail with the "
+        "statistics of each month, at the first time of `digest.at` on the first of the next one.",
+    )
     help_desk_sees_bodies: bool = Field(
         False, description="Whether the help desk may read the texts and attachments of messages."
     )

@@ -82,6 +82,13 @@ class IdRange(NamedTuple):
     last: UUID
 
 
+class Reported(NamedTuple):
+    """The people who have got the report of a month (`digest.report`)."""
+
+    month: str  # 2026-01
+    people: tuple[str, ...]
+
+
 class DayCount(NamedTuple):
     """A number of events on one UTC day."""
 
@@ -144,6 +151,11 @@ TEMPLATE_FAILED: Note[TemplateFailure] = Note(
     lambda text: TemplateFailure(int(text.partition(" ")[0] or 0), text.partition(" ")[2]),
 )
 
+REPORTED: Note[Reported] = Note(
+    "report.sent",
+    lambda reported: json.dumps([reported.month, *reported.people]),
+    lambda text: Reported((found := json.loads(text))[0], tuple(found[1:])),
+)
 STATISTICS_DUE = Note("statistics.due", datetime.isoformat, datetime.fromisoformat)  # the next count
 # The ids for which the names of attachments were read (`digest.attachments`); None: for none yet.
 NAMES_READ: Note[IdRange | None] = Note(

@@ -22,6 +22,7 @@ from portal.model.message import Delivery, DeliveryId, Filter, State
 from portal.model.rights import Access
 from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, shown
+from portal.model.tiers import TIER_NAMES
 from portal.policy.recipients import REASON_CHARACTERS
 from portal.policy.staff import Permission
 from portal.stores.records import Order, Page, ScoreKey
@@ -36,7 +37,7 @@ from portal.web.neighbours import beside
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import forget, kept
-from portal.web.rows import TIER_NAMES, Row, Viewer, findings
+from portal.web.rows import Row, Viewer, findings
 from portal.web.views import MessageViews
 
 DELETABLE = frozenset({*RELEASABLE, State.REQUESTED})

@@ -13,12 +13,13 @@ from portal.model.reasons import SCANS_IN_WORDS
 from portal.model.sender import sender_shown
 from portal.model.staff import EVERYWHERE
 from portal.model.text import shown
+from portal.model.tiers import TIER_NAMES
 from portal.policy.staff import Permission
 from portal.web.console import Console, StaffSession
 from portal.web.listing import name_of
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.rows import TIER_NAMES, Viewer
+from portal.web.rows import Viewer
 
 _SHOWN = 100
 _EXAMINED = 500  # of the newest messages; the longest waiting requests among them are shown

@@ -24,6 +24,7 @@ from portal.model.reasons import why
 from portal.model.sender import sender_shown
 from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, shown
+from portal.model.tiers import TIER_NAMES
 from portal.policy.empty_search import why_nothing
 from portal.policy.staff import Permission
 from portal.stores.contracts.facets import COUNTED_MAX
@@ -33,7 +34,7 @@ from portal.web.found import counted, found_page
 from portal.web.listing import name_of
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.rows import TIER_NAMES, Viewer
+from portal.web.rows import Viewer
 
 _PAGE = 50
 _GROUPS = 100

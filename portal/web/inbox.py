@@ -21,6 +21,7 @@ from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, ne
 from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
+from portal.model.tiers import TIER_NAMES
 from portal.stores.records import Counts, Page
 from portal.stores.search import NEWEST_MAX, needs_filtering, phrases, wanted_terms
 from portal.stores.senders import known_senders
@@ -30,7 +31,7 @@ from portal.web.message import MessagePages
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import forget, kept
-from portal.web.rows import TIER_NAMES, Row, Viewer
+from portal.web.rows import Row, Viewer
 from portal.web.selection import BULK_ACTS, MORE_ACTS, Selections, listed, shown_batch
 
 _COUNTED = 1_000  # deliveries, for the numbers beside the links above the list

@@ -21,6 +21,7 @@ from portal.model.errors import BadCriterion, NotFound
 from portal.model.message import Filter
 from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, shown
+from portal.model.tiers import TIER_NAMES
 from portal.policy.staff import Permission
 from portal.stores.records import Command
 from portal.web.bulk import uuid_of
@@ -28,7 +29,7 @@ from portal.web.console import HOME, Console, StaffSession
 from portal.web.console_search import STATE_NAMES, Search, shown_criteria
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.rows import TIER_NAMES, Viewer
+from portal.web.rows import Viewer
 
 PATH = "/admin/jobs/"
 _REFRESH_SECONDS = 5

@@ -20,6 +20,7 @@ from portal.model.rule import Effect, Rule
 from portal.model.schedule import TYPED, Schedule
 from portal.model.sender import sender_shown
 from portal.model.text import N_, TAGS, shown
+from portal.model.tiers import TIER_NAMES
 from portal.policy.recipients import NOT_IN_DOMAINS, REASON_CHARACTERS, RULES_SHOWN, Profile
 from portal.policy.staff import Permission
 from portal.stores.records import StartedSession
@@ -31,7 +32,7 @@ from portal.web.listing import name_of
 from portal.web.pages import Pages
 from portal.web.preferences import SCHEDULES
 from portal.web.request import Request
-from portal.web.rows import TIER_NAMES, Viewer
+from portal.web.rows import Viewer
 
 PATH = "/admin/recipients/"
 _TYPED_CHARS = 320

@@ -34,7 +34,6 @@ _KINDS_OF_STATE = {
     State.BLOCKED: (EventKind.BLOCKED,),
 }
 _BY_RULES = frozenset({State.PASSED, State.BLOCKED, State.RELEASING, State.RELEASED})  # states that a rule may cause
-TIER_NAMES = {Tier.SPAM: N_("Spam"), Tier.SUSPICIOUS: N_("Suspicious"), Tier.DANGEROUS: N_("Possibly dangerous")}
 _HEADERS = {"Reply-To": N_("Reply to"), "To": N_("To"), "Cc": N_("Copy to"), "Date": N_("Sent on")}
 _OUTCOMES = {
     Outcome.RELEASED: N_("Released"),

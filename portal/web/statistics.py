@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -14,39 +14,23 @@ from bottle import HTTPError, HTTPResponse
 from portal.model.message import Tier
 from portal.model.message import domain as domain_of
 from portal.model.staff import EVERYWHERE
-from portal.model.statistics import ALL, DELAYS, LATER, Count, Line, Outcome, Part, lines
+from portal.model.statistics import ALL, DELAY_NAMES, OUTCOME_NAMES, Line, Month, Outcome, Part, Sums, lines
 from portal.model.text import N_, shown
+from portal.model.tiers import TIER_NAMES
 from portal.policy.staff import Permission
 from portal.web.charts import chart
 from portal.web.console import Console, StaffSession, shown_domain
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.rows import TIER_NAMES
 
 PATH = "/admin/statistics"
 _DAYS = (7, 30, 90, 365)
 _USUAL_DAYS = 30
+_MONTHS = 13
 _NAMES = 20  # lines of symbols and senders
 _CHARS = 254
 
-OUTCOME_NAMES = {
-    Outcome.HELD: N_("Held"),
-    Outcome.RELEASED: N_("Released"),
-    Outcome.DELETED: N_("Deleted"),
-    Outcome.CONFIRMED: N_("Reported as spam"),
-    Outcome.REQUESTED: N_("Requested"),
-    Outcome.REFUSED: N_("Denied"),
-    Outcome.BLOCKED: N_("Blocked"),
-    Outcome.PASSED: N_("Let through"),
-}
 _KINDS = {tier.value: name for tier, name in TIER_NAMES.items()}
-_DELAY_NAMES = dict(
-    zip(
-        (*DELAYS, LATER),
-        (N_("Within a minute"), N_("Within 10 minutes"), N_("Within an hour"), N_("Within a day"), N_("Later")),
-        strict=True,
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +41,27 @@ class Row:
     numbers: Sequence[int]  # by outcome
     mistakes: str
     query: str  # of the search for such messages, "" if there is none
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """The days that are shown, and those with which they are compared."""
+
+    value: str  # in the address
+    since: date
+    until: date
+    earlier: tuple[date, date]
+
+    @classmethod
+    def of_days(cls, days: int, today: date) -> Period:
+        """Return the last so many days."""
+        since = today - timedelta(days=days - 1)
+        return cls(str(days), since, today, (since - timedelta(days=days), since - timedelta(days=1)))
+
+    @classmethod
+    def of_month(cls, month: Month) -> Period:
+        """Return a month."""
+        return cls(str(month), month.first, month.last, (month.before.first, month.before.last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +84,21 @@ class StatisticsPages:
 
     def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """GET /admin/statistics: tables, and links to the charts."""
-        days, domain = self._days(request), self._domain(request, staff)
-        since, until = self._period(days)
+        today, domain = self._pages.now().date(), self._domain(request, staff)
+        period = self._period(request, today)
         with self._pages.searching():
-            by_part = {part: self._statistics.counts(part, since, until, domain) for part in Part}
-        rows = partial(_rows, request, since, domain)
-        chosen = {"days": str(days), **({"domain": domain} if domain else {})}
+            by_day = self._statistics.counts(Part.TOTAL, period.since, period.until, domain)
+            found = self._statistics.sums(period.since, period.until, [domain])
+            earlier = self._statistics.sums(*period.earlier, [domain])
+        rows = partial(_rows, request, period, domain)
+        by_delay = sorted(found[Part.DELAY], key=lambda line: [*DELAY_NAMES].index(line.name))
+        chosen = {"period": period.value, **({"domain": domain} if domain else {})}
         tables = [
-            Table(N_("Days"), N_("Day"), rows(lines(by_part[Part.TOTAL], by_day=True)[::-1])),
-            Table(N_("Kinds"), N_("Kind"), rows(lines(by_part[Part.TIER]), _KINDS, "tier")),
-            Table(N_("Symbols"), N_("Symbol"), rows(lines(by_part[Part.SYMBOL])[:_NAMES], {}, "symbol")),
-            Table(N_("Sender domains"), N_("Domain"), rows(lines(by_part[Part.SENDER])[:_NAMES], {}, "sender-domain")),
-            Table(
-                N_("Time from opening a link to the act"),
-                N_("Time"),
-                rows(_by_delay(by_part[Part.DELAY]), _DELAY_NAMES),
-            ),
+            Table(N_("Days"), N_("Day"), rows(lines(by_day, by_day=True)[::-1])),
+            Table(N_("Kinds"), N_("Kind"), rows(found[Part.TIER], _KINDS, "tier")),
+            Table(N_("Symbols"), N_("Symbol"), rows(found[Part.SYMBOL][:_NAMES], {}, "symbol")),
+            Table(N_("Sender domains"), N_("Domain"), rows(found[Part.SENDER][:_NAMES], {}, "sender-domain")),
+            Table(N_("Time from opening a link to the act"), N_("Time"), rows(by_delay, DELAY_NAMES)),
         ]
         return self._console.page(
             request,
@@ -102,11 +106,11 @@ class StatisticsPages:
             "statistics",
             outcomes=[OUTCOME_NAMES[outcome] for outcome in OUTCOME_NAMES],
             tables=[table for table in tables if table.rows],
-            days=days,
-            all_days=_DAYS,
+            period=period,
+            periods=_periods(request, today),
+            compared=_compared(request, found, earlier),
             domain=domain,
             domains=self._domains(staff),
-            period=(since.isoformat(), until.isoformat()),
             charts={name: f"{PATH}/{name}.svg?{urlencode(chosen)}" for name in ("days", "tiers")},
         )
 
@@ -131,7 +135,8 @@ class StatisticsPages:
     ) -> HTTPResponse:
         """Return the chart of these outcomes and names."""
         domain = self._domain(request, staff)
-        since, until = self._period(self._days(request))
+        period = self._period(request, self._pages.now().date())
+        since, until = period.since, period.until
         days = [(since + timedelta(days=number)).isoformat() for number in range((until - since).days + 1)]
         with self._pages.searching():
             counts = self._statistics.counts(part, since, until, domain)
@@ -145,12 +150,12 @@ class StatisticsPages:
 
     # ---- what an address names
 
-    def _days(self, request: Request) -> int:
-        return next((days for days in _DAYS if str(days) == request.query("days")), _USUAL_DAYS)
-
-    def _period(self, days: int) -> tuple[date, date]:
-        today = self._pages.now().date()
-        return today - timedelta(days=days - 1), today
+    def _period(self, request: Request, today: date) -> Period:
+        typed = request.query("period")
+        month = next((month for month in _months(today) if str(month) == typed), None)
+        if month is not None:
+            return Period.of_month(month)
+        return Period.of_days(next((days for days in _DAYS if str(days) == typed), _USUAL_DAYS), today)
 
     def _domain(self, request: Request, staff: StaffSession) -> str:
         """Return the domain that is shown, `ALL` for all. Raises a 404 if this person may not see it."""
@@ -169,21 +174,42 @@ class StatisticsPages:
         return [] if EVERYWHERE in reach else [(name, shown_domain(name)) for name in sorted(reach)]
 
 
-def _by_delay(counts: Sequence[Count]) -> list[Line]:
-    order = [*_DELAY_NAMES]
-    return sorted(lines(counts), key=lambda line: order.index(line.name))
+def _months(today: date) -> Iterator[Month]:
+    """Yield the months that may be chosen, this one first."""
+    month = Month(today.replace(day=1))
+    for _ in range(_MONTHS):
+        yield month
+        month = month.before
+
+
+def _periods(request: Request, today: date) -> list[tuple[str, str]]:
+    """Return the periods that may be chosen, and how they are shown."""
+    days = [(str(days), request.language.days(days)) for days in _DAYS]
+    return days + [(str(month), request.language.month(month.first)) for month in _months(today)]
+
+
+def _compared(request: Request, found: Sums, earlier: Sums) -> list[tuple[str, str, str]]:
+    """Return the rows of the comparison: a name to be translated, and the numbers of both periods."""
+    empty, number = Line("", {}), request.language.number
+    now, before = (next(iter(sums[Part.TOTAL]), empty) for sums in (found, earlier))
+    share, share_before = (
+        "" if line.mistakes is None else request.language.percent(line.mistakes) for line in (now, before)
+    )
+    rows = [(name, number(now.number(each)), number(before.number(each))) for each, name in OUTCOME_NAMES.items()]
+    return [*rows, (N_("Mistakes"), share, share_before)]
 
 
 def _rows(
     request: Request,
-    since: date,
+    period: Period,
     domain: str,
     found: Sequence[Line],
     names: Mapping[str, str] = MappingProxyType({}),
     criterion: str = "",
 ) -> list[Row]:
     """Return the rows of lines. ``names``: their names for people; ``criterion``: of the search for such messages."""
-    others = {"since": since.isoformat(), **({"domain": domain} if domain else {})}
+    days = {"since": period.since.isoformat(), "until": period.until.isoformat()}
+    others = {**days, **({"domain": domain} if domain else {})}
     return [
         Row(
             names.get(line.name) or shown(line.name, 100),

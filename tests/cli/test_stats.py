@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
+from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.model.statistics import Count, Month
 from portal.stores import Store
-from tests.builders import hold, now
+from tests.builders import ALICE, BY_OPERATOR, hold, now
 from tests.cli.test_list import Run, bad, run
 
 __all__ = ["bad", "run"]  # fixtures
@@ -39,5 +43,29 @@ def test_a_domain_and_days_restrict_the_numbers(run: Run, store: Store, bad: str
 def test_wrong_arguments_are_named(run: Run) -> None:
     run("init")
     assert run("stats", "--since", "2026-02-01", "--until", "2026-01-01").exit_code == 2
-    for words in (["--since", ""], ["--domain", ""], ["--by", "x"]):
+    for words in (
+        *(["--since", ""], ["--domain", ""], ["--by", "x"], ["--json", "--csv"], ["--mail", ""]),
+        ["--mail", ALICE, "--json"],
+    ):
         assert run("stats", *words).exit_code == 2
+
+
+def test_csv_has_the_same_numbers(run: Run, store: Store, bad: str) -> None:
+    day = now().date().isoformat()
+    store.statistics.import_records(now().date(), [Count("", "sender", day, "held", "=cmd|x.example", 3)])
+    [line] = csv.DictReader(io.StringIO(run("stats", "--by", "sender", "--csv").output))
+    assert (line["sender"], line["held"], line["released"], line["mistakes"]) == ("'=cmd|x.example", "3", "0", "0.0")
+
+
+def test_the_report_of_the_last_month_is_mailed_to_an_administrator(run: Run, store: Store, bad: str) -> None:
+    month = Month(now().date().replace(day=1)).before
+    refused = run("stats", "--mail", ALICE)
+    assert refused.exit_code == 1 and "administers no domain" in refused.output
+    store.staff.give(Grant(ALICE, Role.ADMINISTRATOR, EVERYWHERE, now(), BY_OPERATOR))
+    assert "Nothing was counted" in run("stats", "--mail", ALICE).output
+    counts = [Count("", "total", month.last.isoformat(), "held", "", 3)]
+    store.statistics.import_records(month.last, counts)
+    done = run("stats", "--mail", ALICE.upper())
+    assert done.exit_code == 0 and f"report of {month} is queued for {ALICE}" in done.output
+    with store.outbox.sending(now()) as mail:
+        assert mail is not None and mail.to == ALICE and b"Subject: Quarantine report for" in mail.mail

@@ -159,6 +159,26 @@ def test_old_days_are_removed_but_for_the_totals(store: Store) -> None:
     assert store.statistics.totals() == [("held", "spam", 1)]
 
 
+def test_sums_of_days_and_domains(store: Store) -> None:
+    """As the counts of the single days and domains."""
+    at = yesterday()
+    for days, people in ((0, [ALICE, CAROL]), (1, [ALICE, BOB]), (2, [CAROL])):
+        held = hold(store, recipients=people, symbols=BAD, header_from="a@shop.example", at=at - days * DAY)
+        release(store, held, at - days * DAY + HOUR)
+        counted(store, Part.TOTAL, at - days * DAY)
+    since, until = (at - DAY).date(), at.date()
+    for domains in ([""], ["example.com"], ["example.com", "example.org"], ["example.com", "absent.example"]):
+        sums = store.statistics.sums(since, until, domains)
+        for part in Part:
+            singles = [count for name in domains for count in store.statistics.counts(part, since, until, name)]
+            assert sums[part] == lines(singles)
+    assert store.statistics.sums(since, until) == store.statistics.sums(since, until, ["example.com", "example.org"])
+    assert [(line.name, line.numbers) for line in store.statistics.by_domain(since, until, ["example.org", "x"])] == [
+        ("example.org", {"held": 3, "released": 2})
+    ]
+    assert store.statistics.by_domain(since, until, []) == []
+
+
 def test_closed_days_are_records(store: Store) -> None:
     at = yesterday()
     for days in (0, 1, 3):

@@ -12,6 +12,7 @@ from digest.housekeeping import index_facets
 from digest.statistics import count_days
 from portal.model.message import Symbol, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.model.statistics import Count, Month
 from tests.builders import ALICE, BOB, BY_OPERATOR, hold
 from tests.conftest import MakeParts
 from tests.contract.helpers import release
@@ -77,12 +78,28 @@ def test_a_role_for_a_domain_shows_only_that_domain(site: Site) -> None:
 @pytest.mark.parametrize("name", ["days", "tiers"])
 def test_the_charts_are_images_without_script(site: Site, name: str, days: str) -> None:
     fill(site)
-    answer = staff(site).get(f"/admin/statistics/{name}.svg?days={days}")
+    answer = staff(site).get(f"/admin/statistics/{name}.svg?period={days}")
     assert (answer.status, answer.header("Content-Type")) == (200, "image/svg+xml")
     root = ElementTree.fromstring(answer.text)  # noqa: S314 - our own
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert not [each for each in root.iter() if str(each.tag).endswith("script")]
     assert ("Held" if name == "days" else "Possibly dangerous") in answer.text
+
+
+def test_a_period_is_compared_with_the_one_before(site: Site) -> None:
+    first = site.now.date().replace(day=1)
+    month = Month(first).before
+    for day, number in ((month.last, 5), (month.before.first, 3), (first, 1)):
+        counts = [Count(host, "total", day.isoformat(), "held", "", number) for host in ("", "example.com")]
+        site.store.statistics.import_records(day, counts)
+    browser = staff(site)
+    for query in (f"period={month}", f"period={month}&domain=example.com"):
+        page = browser.get(f"/admin/statistics?{query}").text
+        assert rows(page)["Held"] == ["5", "3"] and f'value="{month}" selected' in page
+        assert f"{month.first} – {month.last}" in page and f"{month.before.first} – {month.before.last}" in page
+    assert rows(browser.get(f"/admin/statistics?period={Month(first)}").text)["Held"] == ["1", "5"]
+    for wrong in ("0001-01", "2026-13", "31", ""):
+        assert browser.get(f"/admin/statistics?period={wrong}").status == 200
 
 
 def test_the_page_of_an_empty_store_says_so(site: Site) -> None:

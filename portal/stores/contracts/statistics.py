@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
 
-from portal.model.statistics import Count, Part
+from portal.model.statistics import ALL, Count, Line, Part, Sums
 
 
 class Statistics(ABC):
@@ -32,8 +32,16 @@ class Statistics(ABC):
         """Return the first day that is not closed, but has messages or is later than one that is. None: no messages."""
 
     @abstractmethod
-    def counts(self, part: Part, since: date, until: date, domain: str = "") -> Sequence[Count]:
+    def counts(self, part: Part, since: date, until: date, domain: str = ALL) -> Sequence[Count]:
         """Return the counts of the days from ``since`` to ``until``, of one domain or of all together, by day."""
+
+    @abstractmethod
+    def sums(self, since: date, until: date, domains: Collection[str] = (ALL,)) -> Sums:
+        """Return the sums of the days from ``since`` to ``until``, of these domains together."""
+
+    @abstractmethod
+    def by_domain(self, since: date, until: date, domains: Collection[str]) -> Sequence[Line]:
+        """Return the total of each of these domains from ``since`` to ``until``, that with most deliveries first."""
 
     @abstractmethod
     def totals(self) -> Sequence[tuple[str, str, int]]:

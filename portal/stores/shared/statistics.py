@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from uuid import UUID
 
 from portal.model.message import DeliveryId, domain, first_id, held_at
-from portal.model.statistics import ALL, OUTCOMES, Count, DayCounts, Fact, Outcome, Part
+from portal.model.statistics import ALL, OUTCOMES, Count, DayCounts, Fact, Line, Outcome, Part, Sums, lines
 from portal.stores import facets
 from portal.stores.contracts import Statistics
 from portal.stores.journal import statistics_line
@@ -140,6 +140,27 @@ class SqlStatistics(Statistics):
                 select, domain=domain, part=part.value, since=since.isoformat(), until=until.isoformat()
             )
         return [Count(*row) for row in rows]
+
+    def sums(self, since: date, until: date, domains: Collection[str] = (ALL,)) -> Sums:
+        found: dict[str, list[Count]] = {part.value: [] for part in Part}
+        for part, name, outcome, number in self._summed("part, name", since, until, domains):
+            found[part].append(Count(ALL, part, "", outcome, name, int(number)))
+        return {part: lines(found[part.value]) for part in Part}
+
+    def by_domain(self, since: date, until: date, domains: Collection[str]) -> Sequence[Line]:
+        rows = self._summed("domain", since, until, domains, " and part = 'total'")
+        return lines(Count(ALL, "", "", outcome, name, int(number)) for name, outcome, number in rows)
+
+    def _summed(
+        self, columns: str, since: date, until: date, domains: Collection[str], condition: str = ""
+    ) -> Sequence[Row]:
+        select = (
+            f"select {columns}, outcome, sum(number) from daily_count where domain in :domains"
+            f" and day >= :since and day <= :until{condition} group by {columns}, outcome"
+        )
+        days = {"since": since.isoformat(), "until": until.isoformat()}
+        with self._engine.reading() as session:
+            return session.many(select, domains=list(domains), **days) if domains else []
 
     def totals(self) -> Sequence[tuple[str, str, int]]:
         select = (
