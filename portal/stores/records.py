@@ -136,6 +136,7 @@ class Counts:
 
     of: Mapping[State, int]  # without states that no delivery has
     complete: bool  # False: there may be more
+    released_from: tuple[str, ...] = ()  # From headers of mail that was released to the reader
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.errors import NotFound
 from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, new_id
 from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.rights import ReleaseRight
@@ -24,10 +24,9 @@ from portal.model.text import N_
 from portal.model.tiers import TIER_NAMES
 from portal.stores.records import Counts, Page
 from portal.stores.search import NEWEST_MAX, needs_filtering, phrases, wanted_terms
-from portal.stores.senders import known_senders
+from portal.stores.senders import KNOWN_MAX, addresses_in
 from portal.web.auth.session import Sessions
-from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, name_of
-from portal.web.message import MessagePages
+from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, name_of, named_message
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import forget, kept
@@ -92,10 +91,9 @@ class Matches:
 class Inbox:
     """`/`."""
 
-    def __init__(self, pages: Pages, sessions: Sessions, messages: MessagePages, selections: Selections) -> None:
+    def __init__(self, pages: Pages, sessions: Sessions, selections: Selections) -> None:
         self._pages = pages
         self._sessions = sessions
-        self._messages = messages
         self._selections = selections
         self._store = pages.parts.store
 
@@ -104,16 +102,17 @@ class Inbox:
         session = self._sessions.of(request)
         listing, reader = Listing.of(parse_qsl(request.query_string)), self._reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
-        groups, older, newer, matches = self._groups(listing, reader, viewer)
+        counts = self._store.deliveries.counts(reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0)
+        groups, older, newer, matches = self._groups(listing, reader, viewer, addresses_in(counts.released_from))
         deliveries = [delivery for group in groups for delivery in (group.newest, *group.others[:_LISTED_OTHERS])]
         result = kept(request)
         job = self._selections.latest(result.batch, session.recipient)
-        done = self._store.deliveries.of_reader(reader, listed(job) if job else [result.key] if result.key else [])
-        undone = self._found(session.recipient, request.query("undone"))
-        rows = self._pages.rows(request, [*deliveries, *done, *undone], session.recipient)
-        of = {row.delivery.key: row for row in rows}
+        named = listed(job) if job else [result.key] if result.key else []
+        undone, number = named_message(request.query("undone"))
+        acted = {key.message_id for key in named} | ({undone} if undone else set())
+        of = self._rows(request, reader, deliveries, acted)
+        done = [of[key] for key in named if key in of]
         since, visits = self._visits(request)
-        counts = self._store.deliveries.counts(reader, _COUNTED)
         response = self._pages.page(
             request,
             "list",
@@ -129,33 +128,49 @@ class Inbox:
             matches=matches,
             older=older,
             newer=newer,
-            elsewhere=[] if groups or older or newer else self._elsewhere(listing, reader, viewer, counts),
+            # Not where the result of an act is the news: the page would take more statements than it may.
+            elsewhere=[] if groups or older or newer or named else self._elsewhere(listing, reader, viewer, counts),
             has_phrase=len(phrases(listing.get("q"))) > 0,
             words_fit=wanted_terms(Filter(words=listing.get("q"))) is not None,
             chips=_chips(listing, viewer),
             sizes=SIZES,
             tiers=TIER_NAMES,
-            reasons=sorted({listing.get("reason"), *(each for row in rows for each in row.reasons)} - {""}),
+            reasons=sorted({listing.get("reason"), *(each for row in of.values() for each in row.reasons)} - {""}),
             mailboxes=[(each, shown_address(each)) for each in reader.identities] if len(reader.identities) > 1 else [],
             ranked_max=RANKED_MAX,
             act=result.act,
-            done=[of[delivery.key] for delivery in done],
+            done=done,
             rules_made=result.rules,
             may_rule=request.policy.recipient_rules,
-            batch=shown_batch(job, [of[delivery.key] for delivery in done]) if job else None,
+            batch=shown_batch(job, done) if job else None,
             nothing=request.query("none") == "1",
-            undone=of[undone[0].key] if undone else None,
+            undone=_row_of(of, undone, number),
         )
         self._pages.set_cookie(response, _VISIT_COOKIE, visits, _VISITS_KEPT_SECONDS)
         if result.act or result.rules or (job is not None and job.finished_at is not None):
             forget(self._pages, response)
         return response
 
+    def _rows(
+        self, request: Request, reader: Reader, listed: Sequence[Delivery], acted: Collection[UUID]
+    ) -> Mapping[DeliveryId, Row]:
+        """Return the rows of a page, by key: those of the list, and the reader's deliveries of messages that the page
+        says something about. If there are any of these, the events of all of them are read with them, in one query."""
+        needing = self._pages.needing_events(listed) if acted else []
+        ids = {*acted, *(key.message_id for key in needing)} if acted else ()
+        found = self._store.deliveries.with_last_events(reader, ids)
+        deliveries = {each.key: each for each in listed} | {
+            key: delivery for key, (delivery, _) in found.items() if key.message_id in acted
+        }
+        events = {key: events for key, (_, events) in found.items()}
+        rows = self._pages.rows(request, list(deliveries.values()), reader.identity, events)
+        return {row.delivery.key: row for row in rows}
+
     def _groups(
-        self, listing: Listing, reader: Reader, viewer: Viewer
+        self, listing: Listing, reader: Reader, viewer: Viewer, known: Collection[str]
     ) -> tuple[Sequence[Group], str | None, str | None, Matches | None]:
         """Return the rows of a page, the query strings of the older and the newer page, None without one, and all
-        messages that match if they are selected."""
+        messages that match if they are selected. ``known``: senders whose mail the reader has released."""
         criteria = listing.criteria(viewer.zone)
         wanted = listing.reader(reader)
 
@@ -184,7 +199,6 @@ class Inbox:
                 None,
             )
         page = search(RANKED_MAX)
-        known = known_senders(self._store, [reader] if page.deliveries else []).get(reader.identity, ())
         groups = ranked(page.deliveries, known)
         groups = unfolded(groups) if listing.get("like") else groups
         begin, end = listing.skip, listing.skip + listing.size
@@ -228,14 +242,15 @@ class Inbox:
             before = last
         return datetime.fromtimestamp(before, UTC) if before else None, f"{before}.{now}"
 
-    def _found(self, recipient: str, name: str) -> Sequence[Delivery]:
-        try:
-            return (self._messages.delivery(recipient, name),) if name else ()
-        except NotFound:
-            return ()
-
     def _reader(self, recipient: str) -> Reader:
         return self._pages.parts.people.reader(recipient)
+
+
+def _row_of(rows: Mapping[DeliveryId, Row], message_id: UUID | None, number: int | None) -> Row | None:
+    """Return the row of a `named_message`."""
+    return next(
+        (row for key, row in rows.items() if key.message_id == message_id and number in (None, key.number)), None
+    )
 
 
 def _folded(deliveries: Sequence[Delivery], listing: Listing) -> list[Group]:

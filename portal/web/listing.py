@@ -177,6 +177,11 @@ def cursor(text: str) -> DeliveryId | None:
     return DeliveryId(id, int(match[2])) if match and id else None
 
 
+def named_message(name: str) -> tuple[UUID | None, int | None]:
+    """Return the message, and the number of the delivery, that a `Row.name` names. None: not named."""
+    return cursor(name) or (parse_id(name), None)
+
+
 def name_of(key: DeliveryId) -> str:
     """Return the cursor of a delivery."""
     return f"{key.message_id}.{key.number}"

@@ -16,7 +16,7 @@ from bottle import HTTPResponse
 from portal.model.authentication import checks
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
-from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, State, parse_id
+from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, State
 from portal.model.rights import ReleaseRight
 from portal.model.rule import Effect
 from portal.policy.entry import senders_of
@@ -24,7 +24,7 @@ from portal.policy.rulebook import HINTS
 from portal.web.auth.session import Sessions
 from portal.web.help_desk import QUESTION_CHARACTERS, asked_at, has_help_desk
 from portal.web.history import history
-from portal.web.listing import Listing, cursor
+from portal.web.listing import Listing, named_message
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import forget, kept
@@ -139,7 +139,7 @@ class MessagePages:
 
     def delivery(self, recipient: str, name: str) -> Delivery:
         """Return the delivery with this `Row.name`: a message id, or message id and number. Raises NotFound."""
-        message_id, number = cursor(name) or (parse_id(name), None)
+        message_id, number = named_message(name)
         if message_id is None:
             raise NotFound("no such message")
         return self._store.deliveries.get_for(self._pages.parts.people.reader(recipient), message_id, number)

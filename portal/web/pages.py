@@ -25,7 +25,7 @@ from portal.batches.parallel import in_parallel
 from portal.batches.run import Batches
 from portal.model.audit import Act, AuditEntry
 from portal.model.errors import Busy
-from portal.model.message import Actor, ActorKind, Delivery, Event
+from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event
 from portal.model.schedule import Preferences
 from portal.model.text import N_
 from portal.web.request import Request
@@ -295,16 +295,31 @@ class Pages:
         """Return the reader with the language and time zone for the pages of this request."""
         return Viewer(reader, request.language, request.zone or ZoneInfo(request.policy.timezone))
 
-    def rows(self, request: Request, deliveries: Sequence[Delivery], reader: str) -> list[Row]:
-        """Return the view models of deliveries for one of their readers. Queries the store at most once."""
+    def rows(
+        self,
+        request: Request,
+        deliveries: Sequence[Delivery],
+        reader: str,
+        known: Mapping[DeliveryId, Sequence[Event]] | None = None,
+    ) -> list[Row]:
+        """Return the view models of deliveries for one of their readers. Queries the store at most once.
+
+        ``known``: the last events of some of them, if the caller has them.
+        """
         viewer, is_role = self.viewer(request, reader), self.parts.people.is_role
-        keys = [d.key for d in deliveries if needs_events(d, role=is_role(d.recipient))]
-        events = self.parts.store.deliveries.last_events(keys) if keys else {}
+        events = dict(known or {})
+        keys = [each for each in self.needing_events(deliveries) if each not in events]
+        events |= self.parts.store.deliveries.last_events(keys) if keys else {}
         right = self.parts.domains.right
         return [
             row(each, viewer, right(each), role=is_role(each.recipient), events=events.get(each.key, ()))
             for each in deliveries
         ]
+
+    def needing_events(self, deliveries: Sequence[Delivery]) -> list[DeliveryId]:
+        """Return those of these deliveries whose rows need their events."""
+        is_role = self.parts.people.is_role
+        return [each.key for each in deliveries if needs_events(each, role=is_role(each.recipient))]
 
     def row(self, request: Request, delivery: Delivery, reader: str, events: Sequence[Event] | None = None) -> Row:
         """Return the view model of a delivery for one of its readers.

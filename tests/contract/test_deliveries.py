@@ -101,6 +101,18 @@ def test_several_deliveries_of_a_reader_are_found_in_the_order_of_their_keys(sto
     assert list(store.deliveries.of_reader(Reader(ALICE), [])) == []
 
 
+def test_several_deliveries_of_a_reader_are_found_with_their_last_events(store: Store) -> None:
+    first, second, foreign = hold(store), hold(store, recipients=[BOB, ALICE]), hold(store, recipients=[MALLORY])
+    delete(store, first, now())
+    found = store.deliveries.with_last_events(Reader(ALICE), [second.id, foreign.id, first.id, UNKNOWN])
+    assert list(found) == [(first.id, 0), (second.id, 1)]
+    for key, (delivery, events) in found.items():
+        assert delivery == store.deliveries.get(key)
+        assert list(events) == list(store.deliveries.last_events([key]).get(key, ()))
+    assert [event.kind for event in found[DeliveryId(first.id, 0)][1]] == [EventKind.DELETED]
+    assert store.deliveries.with_last_events(Reader(ALICE), []) == {}
+
+
 def test_the_newest_deliveries_are_counted_by_state(store: Store) -> None:
     held = [hold(store) for _ in range(5)]
     hold(store, recipients=[BOB])
@@ -470,3 +482,6 @@ def test_senders_are_known_whose_mail_a_recipient_got_released(store: Store) -> 
     assert store.deliveries.released_from([ALICE], 1) == {ALICE: hers[:1]}
     assert store.deliveries.released_from([MALLORY], 10) == {}
     assert store.deliveries.released_from([], 10) == {}
+    both = Reader(ALICE, shared={BOB: (ALICE, BOB)})
+    assert sorted(store.deliveries.counts(both, 10, senders=10).released_from) == sorted([*hers, *his])
+    assert store.deliveries.counts(Reader(ALICE), 10, senders=1).released_from == tuple(hers[:1])

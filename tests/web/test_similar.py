@@ -171,6 +171,7 @@ def test_a_search_without_matches_says_where_there_are_some(site: Site) -> None:
         browser.post(f"/messages/{held.id}/delete", {"form_token": token})
     hold(site.store, recipients=(BOB,), subject="Lost invoice")
     site.hold(subject="Other")
+    browser.get("/")  # which shows the result of the last action
     page = browser.get("/?q=%22lost+invoice%22&tier=spam")
     assert "No matches." in page.text and "Without quotation marks" in page.text
     found = browser.get(link(page, r"^Deleted \(3\)$"))

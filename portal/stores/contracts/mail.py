@@ -164,10 +164,17 @@ class Deliveries(ABC):
         """Return those of these deliveries that are this reader's, in the order of ``keys``."""
 
     @abstractmethod
-    def counts(self, reader: Reader, at_most: int) -> Counts:
+    def with_last_events(
+        self, reader: Reader, message_ids: Collection[UUID]
+    ) -> Mapping[DeliveryId, tuple[Delivery, Sequence[Event]]]:
+        """Return this reader's deliveries of these messages in order, each with its `last_events`, in one query."""
+
+    @abstractmethod
+    def counts(self, reader: Reader, at_most: int, senders: int = 0) -> Counts:
         """Count the newest deliveries of a reader by state: ``at_most`` of each of their identities.
 
-        So it takes as long for a large mailbox as for a small one.
+        So it takes as long for a large mailbox as for a small one. With what `released_from` returns, ``senders`` of
+        each identity. Runs one query, for up to 100 identities.
         """
 
     @abstractmethod

@@ -39,16 +39,22 @@ class FileDeliveries(SqlDeliveries):
     ) -> Sequence[tuple[Delivery, int]]:
         return candidates(connection_of(session), likeness, wanted, before, examined)
 
-    def _newest_states(self, session: Session, identities: Sequence[str], at_most: int) -> Sequence[Row]:
+    def _counts(self, session: Session, identities: Sequence[str], at_most: int, senders: int) -> Sequence[Row]:
+        part = (
+            "SELECT :{0}, state, count(*), NULL FROM (SELECT state FROM delivery WHERE recipient = :{0}"
+            " ORDER BY message_id DESC LIMIT :at_most) GROUP BY state"
+        )
+        if senders:
+            part += (
+                " UNION ALL SELECT * FROM (SELECT d.recipient, NULL, NULL, m.header_from FROM delivery d"
+                " CROSS JOIN message m ON m.id = d.message_id WHERE d.recipient = :{0} AND d.state = 'released'"
+                " ORDER BY d.message_id DESC LIMIT :senders)"
+            )
         found: list[Row] = []
         for start in range(0, len(identities), _PARTS):
             names = {f"r{n}": each for n, each in enumerate(identities[start : start + _PARTS])}
-            parts = (
-                f"SELECT :{name}, state, count(*) FROM (SELECT state FROM delivery WHERE recipient = :{name}"
-                " ORDER BY message_id DESC LIMIT :limit) GROUP BY state"
-                for name in names
-            )
-            found += session.many(" UNION ALL ".join(parts), limit=at_most, **names)
+            union = " UNION ALL ".join(map(part.format, names))
+            found += session.many(union, at_most=at_most, senders=senders, **names)
         return found
 
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from portal.model.message import Delivery, Message
+from portal.model.message import Delivery, Event, Message
 from portal.stores import search
 from portal.stores.facets import FacetRow
 from portal.stores.files import word_index
@@ -60,6 +60,18 @@ class SqliteRows(rows.Rows):
 
     def of_messages(self, session: Session, ids: Sequence[UUID], condition: str, **values: Any) -> list[Delivery]:
         return self.deliveries(session, f"where d.message_id in :ids and {condition}", ids=list(ids), **values)
+
+    def with_events(
+        self, session: Session, ids: Sequence[UUID], condition: str, **values: Any
+    ) -> list[tuple[Delivery, list[Event]]]:
+        found = session.many(
+            f"{SELECT.rstrip()}, {rows.EVENT_OF} FROM delivery d CROSS JOIN message m ON m.id = d.message_id"
+            f" LEFT JOIN event e ON {rows.OF_DELIVERY} WHERE d.message_id in :ids AND {condition} ORDER BY e.seq",
+            ids=list(ids),
+            **values,
+        )
+        width = len(rows.MESSAGE) + len(rows.DELIVERY)
+        return rows.by_delivery((_delivery_from(row[:width]), row[width:]) for row in found)
 
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
         connection = connection_of(session)

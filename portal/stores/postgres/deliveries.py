@@ -35,9 +35,14 @@ class PostgresDeliveries(SqlDeliveries):
     ) -> Sequence[tuple[Delivery, int]]:
         return candidates(connection_of(session), likeness, wanted, before, examined)
 
-    def _newest_states(self, session: Session, identities: Sequence[str], at_most: int) -> Sequence[Row]:
-        select = "select recipient, state, n from states_of(cast(:identities as text[]), :at_most)"
-        return session.many(select, identities=list(identities), at_most=at_most)
+    def _counts(self, session: Session, identities: Sequence[str], at_most: int, senders: int) -> Sequence[Row]:
+        select = "select recipient, state, n, null from states_of(cast(:identities as text[]), :at_most)"
+        if senders:
+            select += (
+                " union all select recipient, null, null, header_from"
+                " from senders_released_to(cast(:identities as text[]), :senders)"
+            )
+        return session.many(select, identities=list(identities), at_most=at_most, senders=senders)
 
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
         found: dict[str, list[str]] = {}

@@ -20,6 +20,7 @@ from portal.model.message import (
     FACTS,
     WAITING,
     Delivery,
+    Event,
     Export,
     Message,
     Reader,
@@ -90,6 +91,20 @@ class PostgresRows(rows.Rows):
             **values,
         )
         return list(map(joined, found))
+
+    def with_events(
+        self, session: Session, ids: Sequence[UUID], condition: str, **values: Any
+    ) -> list[tuple[Delivery, list[Event]]]:
+        found = session.many(
+            f"select {rows.EVENT_OF}, {', '.join(f'd.{column}' for column in rows.DELIVERY)}, {MESSAGE_OF}"
+            " from delivery d join message m on m.id = d.message_id"
+            f" left join event e on {rows.OF_DELIVERY} and e.message_id in :ids"
+            f" where d.message_id in :ids and m.id in :ids and {condition} order by e.seq",
+            ids=list(ids),
+            **values,
+        )
+        width = rows.EVENT_OF.count(",") + 1
+        return rows.by_delivery((joined(row[width:]), row[:width]) for row in found)
 
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
         session.execute(

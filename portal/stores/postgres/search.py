@@ -51,7 +51,7 @@ def _batches(
 ) -> Generator[search.Batch]:
     checked_here = search.needs_filtering(wanted) or search.needs_texts(wanted)
     at_most = BATCH if checked_here else limit + 1
-    if wanted.recipient is not None and (terms or checked_here):
+    if wanted.recipient is not None:
         at_most = min(max(at_most, 10 * limit), search.EXAMINED_MAX) if checked_here else at_most
         yield from _batches_of_reader(connection, wanted, terms, at_most, before)
     elif terms:
@@ -74,8 +74,8 @@ def _batches_of_reader(
             more = len(found) == at_most or (len(found) > 0 and not found[-1][1])
         else:
             found = connection.execute(
-                f"select {_FOUND} from newest_with(null, %s::text[], %s::text[], %s, %s, %s, %s)",
-                _of_reader(wanted, before, at_most),
+                f"select {_FOUND} from newest_with(%s::tsquery, %s::text[], %s::text[], %s, %s, %s, %s)",
+                [None, *_of_reader(wanted, before, at_most)],
             ).fetchall()
             more = len(found) > 0 and found[-1][0] == at_most
         if found:
@@ -109,7 +109,7 @@ def _with_terms(
 def _batches_in_order(
     connection: Connection, wanted: Filter, at_most: int, before: DeliveryId | None
 ) -> Iterator[search.Batch]:
-    """Yield deliveries in order, at most ``at_most`` in a batch, without the index of terms."""
+    """Yield deliveries of all recipients in order, at most ``at_most`` in a batch, without the index of terms."""
     more = True
     while more:
         found, deliveries = _deliveries(connection, wanted, None, before, at_most)
@@ -180,18 +180,10 @@ def tsquery(terms: Terms) -> str:
 def _deliveries(
     connection: Connection, wanted: Filter, ids: list[UUID] | None, before: DeliveryId | None, at_most: int
 ) -> tuple[list[tuple[Any, ...]], list[Delivery]]:
-    """Return (rows, their deliveries), newest first, at most ``at_most``.
+    """Return (rows, their deliveries) of all recipients, newest first, at most ``at_most``.
 
     There are fewer deliveries than rows if a message was just purged.
     """
-    if wanted.recipient is not None:
-        found = rows_of(
-            connection.execute(
-                f"select {rows.DELIVERY} from deliveries_of(%s::text[], %s::text[], %s, %s, %s, %s)",
-                _of_reader(wanted, before, at_most),
-            ).fetchall()
-        )
-        return found, rows.with_messages(PostgresSession(connection), found)
     where: list[LiteralString] = ["d.state <> 'expired'"]
     values: list[Any] = []
     if wanted.states:

@@ -134,19 +134,36 @@ class SqlDeliveries(Deliveries):
         by_key = {delivery.key: delivery for delivery in found}
         return [by_key[key] for key in keys if key in by_key]
 
-    def counts(self, reader: Reader, at_most: int) -> Counts:
+    def with_last_events(
+        self, reader: Reader, message_ids: Collection[UUID]
+    ) -> Mapping[DeliveryId, tuple[Delivery, Sequence[Event]]]:
+        if not message_ids:
+            return {}
         with self._engine.reading() as session:
-            rows = self._newest_states(session, reader.identities, at_most)
+            found = self._rows.with_events(
+                session, list(message_ids), "d.recipient in :identities", identities=list(reader.identities)
+            )
+        found.sort(key=lambda each: each[0].key)
+        return {each.key: (each, _last_of_each_kind(events)) for each, events in found}
+
+    def counts(self, reader: Reader, at_most: int, senders: int = 0) -> Counts:
+        with self._engine.reading() as session:
+            rows = self._counts(session, reader.identities, at_most, senders)
         of: dict[State, int] = {}
         totals: dict[str, int] = {}
-        for recipient, state, count in rows:
-            of[State(state)] = of.get(State(state), 0) + count
-            totals[recipient] = totals.get(recipient, 0) + count
-        return Counts(of, all(total < at_most for total in totals.values()))
+        headers = []
+        for recipient, state, count, header_from in rows:
+            if state is None:
+                headers.append(header_from)
+            else:
+                of[State(state)] = of.get(State(state), 0) + count
+                totals[recipient] = totals.get(recipient, 0) + count
+        return Counts(of, all(total < at_most for total in totals.values()), tuple(headers))
 
     @abstractmethod
-    def _newest_states(self, session: Session, identities: Sequence[str], at_most: int) -> Sequence[Row]:
-        """Return (identity, state, number of deliveries) for the newest ``at_most`` of each identity."""
+    def _counts(self, session: Session, identities: Sequence[str], at_most: int, senders: int) -> Sequence[Row]:
+        """Return (identity, state, number of deliveries, null) for the newest ``at_most`` of each identity, and
+        (identity, null, null, From header) for the newest ``senders`` that were released to each identity."""
 
     def ending(self, state: State, before: datetime, limit: int, after: DeliveryId | None = None) -> Sequence[Ending]:
         with self._engine.reading() as session:
@@ -171,15 +188,7 @@ class SqlDeliveries(Deliveries):
             return {}
         with self._engine.reading() as session:
             found = events(session, {id for id, _ in wanted}, {number for _, number in wanted})
-        latest = {}
-        for key in wanted & found.keys():
-            # Removing the earlier event of the kind first moves the kind to the end of the dict.
-            last: dict[EventKind, Event] = {}
-            for event in found[key]:
-                last.pop(event.kind, None)
-                last[event.kind] = event
-            latest[key] = list(last.values())
-        return latest
+        return {key: _last_of_each_kind(found[key]) for key in wanted & found.keys()}
 
     # ---- actions
 
@@ -322,6 +331,15 @@ class SqlDeliveries(Deliveries):
         )
         with self._engine.reading() as session:
             return [DeliveryId(*row) for row in session.many(select, now=now, limit=limit)]
+
+
+def _last_of_each_kind(events: Sequence[Event]) -> Sequence[Event]:
+    """Return the latest event of each kind, oldest first. ``events``: oldest first."""
+    last: dict[EventKind, Event] = {}
+    for event in events:
+        last.pop(event.kind, None)  # so that the kind moves to the end of the dict
+        last[event.kind] = event
+    return list(last.values())
 
 
 def _history(session: Session, key: DeliveryId) -> Sequence[Event]:

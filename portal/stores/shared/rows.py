@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -26,6 +26,9 @@ DELIVERY = ("number", "recipient", "address", "state", "state_at", "reason", "at
 WHERE_KEY = "where message_id = :message_id and number = :number"  # of a `DeliveryId`
 _KEY = "d.message_id = :message_id and d.number = :number and d.state <> 'expired'"
 _EVENT = "at, kind, actor, via, address, detail"
+# Of an event ``e``, which is joined by `OF_DELIVERY`.
+EVENT_OF = ", ".join(f"e.{column}" for column in _EVENT.split(", "))
+OF_DELIVERY = "e.message_id = d.message_id and e.number = d.number"
 
 
 class Rows(ABC):
@@ -47,6 +50,12 @@ class Rows(ABC):
 
         The condition may end with an order.
         """
+
+    @abstractmethod
+    def with_events(
+        self, session: Session, ids: Sequence[UUID], condition: str, **values: Any
+    ) -> list[tuple[Delivery, list[Event]]]:
+        """Return the same with their `events`."""
 
     @abstractmethod
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
@@ -179,6 +188,15 @@ def history(session: Session, key: DeliveryId) -> list[Event]:
     if not rows:
         raise NotFound("there is no such delivery")
     return [event_from(row) for row in rows if row[0] is not None]
+
+
+def by_delivery(found: Iterable[tuple[Delivery, Sequence[Any]]]) -> list[tuple[Delivery, list[Event]]]:
+    """Return each delivery with its events, from a delivery and `EVENT_OF` of each event, nulls if there are none."""
+    of: dict[DeliveryId, tuple[Delivery, list[Event]]] = {}
+    for delivery, event in found:
+        events = of.setdefault(delivery.key, (delivery, []))[1]
+        events += [event_from(event)] if event[0] is not None else []
+    return list(of.values())
 
 
 def event_from(row: Sequence[Any]) -> Event:
