@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from portal.assemble import Parts
-from portal.cli.common import WrongCall, current_operator, guarded, open_parts
+from portal.cli.common import NotDone, WrongCall, current_operator, guarded, open_parts
 from portal.cli.options import FILLED, FILLED_PATH
 from portal.model.domains import shown_address
-from portal.model.errors import BadPreference, UnknownRecipient
-from portal.model.message import Actor
-from portal.model.schedule import NO_PREFERENCES, Schedule, typed_preferences
-from portal.model.tables import unquoted
-from portal.model.text import TAGS, shown
-from portal.policy.recipients import REASON_CHARACTERS
+from portal.model.errors import BadList
+from portal.model.message import domain
+from portal.model.schedule import Schedule
+from portal.model.text import TAGS
+from portal.policy import recipient_lists
+from portal.policy.recipient_lists import COLUMNS, Checked, Line
+from portal.policy.recipients import REASON_CHARACTERS, DigestAct
 
-_NAMES = {"days": "schedule", "at": "at", "zone": "timezone", "language": "language"}  # columns, as preferences
-_DEFAULT = "default"  # instead of a value: that of the domain
 _MAX_LISTED = 20  # lines with problems
-
-Change = Callable[[Parts, str, Mapping[str, str], Actor, datetime, str], bool]
-
-
-class _Line(NamedTuple):
-    """One recipient of a call. ``number``: the line of the file, 0 for an argument."""
-
-    number: int
-    address: str
-    values: Mapping[str, str]
-
-    def problem(self, text: str) -> str:
-        where = f"line {self.number}" if self.number else shown_address(self.address)
-        return f"{where}: {text}"
+_MAX_PEOPLE = 10_000_000  # of a domain
 
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,6 +36,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
             type=FILLED_PATH,
             help='A file with one address in each line, or CSV with a column "address"; "-": standard input.',
         ),
+        click.option("--domain", "host", type=FILLED, help="All people of a domain for whom something is stored."),
         click.argument("addresses", type=FILLED, nargs=-1, metavar="[ADDRESS …]"),
     ):
         command = add(command)
@@ -70,17 +54,17 @@ def digests() -> None:
 @digests.command()
 @_common
 @guarded
-def stop(addresses: Sequence[str], file: Path | None, **more: Any) -> None:
+def stop(addresses: Sequence[str], **more: Any) -> None:
     """Stop digests and notices. Messages are still held."""
-    _change_all(addresses, file, (), {}, lambda parts, *to: _set_stopped(parts, *to, stopped=True), **more)
+    _change_all(DigestAct.STOP, addresses, values={}, **more)
 
 
 @digests.command()
 @_common
 @guarded
-def resume(addresses: Sequence[str], file: Path | None, **more: Any) -> None:
+def resume(addresses: Sequence[str], **more: Any) -> None:
     """Resume stopped digests. The next one has the messages that were held in the meantime."""
-    _change_all(addresses, file, (), {}, lambda parts, *to: _set_stopped(parts, *to, stopped=False), **more)
+    _change_all(DigestAct.RESUME, addresses, values={}, **more)
 
 
 @digests.command("set")
@@ -92,7 +76,6 @@ def resume(addresses: Sequence[str], file: Path | None, **more: Any) -> None:
 @guarded
 def set_(
     addresses: Sequence[str],
-    file: Path | None,
     days: str | None,
     at: str | None,
     zone: str | None,
@@ -106,116 +89,70 @@ def set_(
     """
     given = {"days": days, "at": at, "zone": zone, "language": language}
     values = {name: value for name, value in given.items() if value is not None}
-    _change_all(addresses, file, tuple(_NAMES), values, _set_preferences, **more)
+    _change_all(DigestAct.SET, addresses, values=values, **more)
 
 
 COMMANDS = (digests,)
 
 
 def _change_all(
+    act: DigestAct,
     addresses: Sequence[str],
-    file: Path | None,
-    columns: Sequence[str],
-    values: Mapping[str, str],
-    change: Change,
     *,
+    file: Path | None,
+    host: str | None,
+    values: Mapping[str, str],
     dry_run: bool,
     reason: str | None,
 ) -> None:
-    """Check all recipients and values, then change them one after the other and print the results.
-
-    ``columns``: that a file may have in addition to the address; ``values``: for all recipients.
-    """
+    """Check all recipients and values, then change them and print the results."""
     reason = reason or ""
     if len(reason) > REASON_CHARACTERS:
         raise WrongCall(f"--reason: This is longer than {REASON_CHARACTERS} characters.")
-    lines = [_Line(0, address, {}) for address in addresses]
-    lines += _read(file, columns) if file is not None else []
-    if not lines:
-        raise WrongCall("Give at least one address, or a file with --from-file.")
-    if columns and not values and not any(line.values for line in lines):
-        raise WrongCall(f"Give at least one value: {', '.join(f'--{name}' for name in columns)}.")
+    lines = [Line(0, address) for address in addresses]
+    lines += _read(file, act) if file is not None else []
+    if not (lines or host):
+        raise WrongCall("Give at least one address, a file with --from-file, or a domain with --domain.")
+    if act is DigestAct.SET and not values and not any(line.values for line in lines):
+        raise WrongCall(f"Give at least one value: {', '.join(f'--{name}' for name in COLUMNS)}.")
     with open_parts() as parts:
-        for recipient, chosen in _checked(parts, lines, values).items():
-            preferences = {_NAMES[name]: "" if text == _DEFAULT else text for name, text in chosen.items()}
-            result = "would be changed"
-            if not dry_run:
-                changed = change(parts, recipient, preferences, current_operator(), parts.actions.now(), reason)
-                result = "changed" if changed else "unchanged"
-            click.echo(f"{shown_address(recipient)}: {result}")
+        lines += _of_domain(parts, host) if host else []
+        now = parts.actions.now()
+        checked = recipient_lists.check(parts.recipients, act, lines, values, now)
+        _report(checked)
+        changed = {*checked.changes}
+        if not dry_run:
+            changed = {*parts.recipients.change(act, checked.changes, current_operator(), now, reason)}
+    for recipient in sorted([*checked.changes, *checked.unchanged]):
+        done = "would be changed" if dry_run else "changed"
+        click.echo(f"{shown_address(recipient)}: {done if recipient in changed else 'unchanged'}")
 
 
-def _set_stopped(
-    parts: Parts, recipient: str, _: Mapping[str, str], actor: Actor, now: datetime, reason: str, *, stopped: bool
-) -> bool:
-    return parts.recipients.set_digests_stopped(recipient, actor, now, reason, stopped=stopped)
+def _read(file: Path, act: DigestAct) -> Sequence[Line]:
+    """Return the recipients of a file. Raises WrongCall, OSError."""
+    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        return list(recipient_lists.read(data, act))
+    except BadList as error:
+        raise WrongCall(f"line {error.line}: {error}\nNothing was changed.") from error
 
 
-def _set_preferences(
-    parts: Parts, recipient: str, typed: Mapping[str, str], actor: Actor, now: datetime, reason: str
-) -> bool:
-    return parts.recipients.set_preferences(recipient, typed, actor, now, reason)
+def _of_domain(parts: Parts, host: str) -> Sequence[Line]:
+    """Return the people of a domain. Raises WrongCall, NotDone."""
+    if not parts.domains.is_local(domain(host)):
+        raise WrongCall(f"{shown_address(host)} is not a domain of local_domains.")
+    lines = recipient_lists.of_domain(parts.recipients, domain(host), _MAX_PEOPLE)
+    if not lines:
+        raise NotDone(f"Nothing is stored for recipients of {shown_address(host)}.")
+    return lines
 
 
-# ---- what was typed
-
-
-def _checked(parts: Parts, lines: Sequence[_Line], values: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
-    """Return the values for each recipient. Raises WrongCall, with all problems."""
-    found: dict[str, Mapping[str, str]] = {}
-    first: dict[str, _Line] = {}
-    problems: list[str] = []
-    for line in lines:
-        chosen = {**values, **line.values}
-        try:
-            mailbox = parts.recipients.find(line.address)
-            typed_preferences(
-                NO_PREFERENCES, {_NAMES[name]: "" if text == _DEFAULT else text for name, text in chosen.items()}
-            )
-        except (UnknownRecipient, BadPreference) as error:
-            problems.append(line.problem(str(error)))
-            continue
-        if not mailbox.is_person:
-            problems.append(line.problem("This is a shared mailbox. Its readers get the digests."))
-        elif found.setdefault(mailbox.recipient, chosen) != chosen:
-            problems.append(line.problem(f"{shown_address(first[mailbox.recipient].address)} has other values."))
-        first.setdefault(mailbox.recipient, line)
+def _report(checked: Checked) -> None:
+    """Raise WrongCall, with the problems, if something is wrong."""
+    problems = [
+        f"{f'line {each.line.number}' if each.line.number else shown_address(each.line.address)}: {each.text}"
+        for each in checked.refused
+    ]
     if problems:
         more = [f"… and {len(problems) - _MAX_LISTED} more"] if len(problems) > _MAX_LISTED else []
         raise WrongCall("\n".join([*problems[:_MAX_LISTED], *more, "Nothing was changed."]))
-    return found
-
-
-def _read(file: Path, columns: Sequence[str]) -> Iterator[_Line]:
-    """Yield the recipients of a file. Raises WrongCall, OSError."""
-    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise WrongCall(f"line {line}: This is not UTF-8. Save the file as CSV UTF-8.\nNothing was changed.") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    names: list[str] = ["address"]
-    try:
-        for number, row in enumerate(reader):
-            cells = [unquoted(cell).strip() for cell in row]
-            if not any(cells):
-                continue
-            if number == 0 and "address" in [cell.lower() for cell in cells]:
-                names = [cell.lower() for cell in cells]
-                _check_columns(names, columns)
-                continue
-            if len(cells) > len(names):
-                raise WrongCall(f"line {reader.line_num}: There are more values than columns.\nNothing was changed.")
-            found = dict(zip(names, cells, strict=False))
-            address = found.pop("address", "")
-            yield _Line(reader.line_num, address, {name: value for name, value in found.items() if value})
-    except csv.Error as error:
-        raise WrongCall(f"line {reader.line_num}: This is not CSV: {error}.\nNothing was changed.") from error
-
-
-def _check_columns(names: Sequence[str], columns: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in ("address", *columns)]
-    if unknown or len({*names}) < len(names):
-        known = f"address and, if wanted, {', '.join(columns)}" if columns else "address alone"
-        raise WrongCall(f"line 1: The columns are {known}, not {shown(', '.join(names), 200)}.\nNothing was changed.")

@@ -101,6 +101,17 @@ class BadPreference(QuarantineError):
     """A value that no preference can have. The message says what to enter, and is a text to be translated."""
 
 
+class BadList(QuarantineError):
+    """A list of recipients that cannot be read. The message says why, and is a text to be translated.
+
+    ``line``: the first one that cannot be read.
+    """
+
+    def __init__(self, line: int, text: str) -> None:
+        super().__init__(text)
+        self.line = line
+
+
 class UnknownRecipient(QuarantineError):
     """An address that is no recipient here, or not one for this viewer. The message is a text to be translated."""
 

@@ -71,16 +71,17 @@ class Forgetting:
         reader = self.people.reader(recipient)
         alone = (recipient,) if reader.alone is None else reader.alone
         identities = tuple(each for each in alone if may_manage(domain(each)))
+        person, contacts = self.store.recipients.contacts(recipient, now)
         return Leaver(
             recipient,
             identities,
             self.store.deliveries.counts(Reader(recipient, identities), COUNTED)
             if identities
             else Counts({}, complete=True),
-            len(self.store.recipients.contacts(recipient, now).sessions),
+            len(contacts.sessions),
             len(self._rules(identities, now)),
             tuple(self.store.staff.of(recipient)),
-            self.store.recipients.get(recipient),
+            person,
         )
 
     def check(self, leaver: Leaver, by: Member | None = None) -> None:

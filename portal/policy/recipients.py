@@ -7,9 +7,10 @@ Each act is recorded in the audit with its actor and, if one was given, a reason
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
 
 from portal.model.audit import Act, AuditEntry
 from portal.model.errors import UnknownRecipient
@@ -34,6 +35,21 @@ NO_CONTACTS = Contacts(None, (), (), None)
 NOT_AN_ADDRESS = N_("This is not an email address. Enter one like name@example.org.")
 NOT_IN_DOMAINS = N_("This address is not in your domains.")
 NOT_LOCAL = N_("This address is not a recipient here: neither it nor its domain is one of local_domains.")
+
+
+class DigestAct(StrEnum):
+    """A change of the digests of people, alone or many at once."""
+
+    STOP = "stop"
+    RESUME = "resume"
+    SET = "set"  # days, times, zone and language
+
+
+_AUDITED = {
+    DigestAct.STOP: Act.DIGESTS_STOPPED,
+    DigestAct.RESUME: Act.DIGESTS_RESUMED,
+    DigestAct.SET: Act.PREFERENCES_SET,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,17 @@ class Recipients:
             raise UnknownRecipient(NOT_LOCAL)
         return Mailbox(recipient, () if person else self.people.readers(recipient))
 
+    def matching(self, part: str, domains: Collection[str] | None, limit: int) -> Sequence[str]:
+        """Return addresses that contain a text, in order: recipients for whom something is stored, and those of the
+        alias file. ``domains``: of the addresses, None for all. Raises StoreUnavailable."""
+        part = part.lower()
+        in_file = [
+            each
+            for each in self.people.names().readers
+            if part in each and (domains is None or domain(each) in domains) and self.people.is_notified(each)
+        ]
+        return sorted({*self.store.recipients.names(part, domains, limit), *in_file})[:limit]
+
     def profile(self, mailbox: Mailbox, now: datetime, may_see: Callable[[str], bool] = lambda _: True) -> Profile:
         """Return what is known about a recipient. Raises StoreUnavailable.
 
@@ -102,12 +129,12 @@ class Recipients:
         store, recipient = self.store, mailbox.recipient
         reader = self.people.reader(recipient) if mailbox.is_person else Reader(recipient)
         reader = reader.limited_to([each for each in reader.identities if may_see(domain(each))])
-        person = store.recipients.get(recipient)
+        person, contacts = store.recipients.contacts(recipient, now)
         plan = self.domains.plan(recipient, person.preferences)
         counts = store.deliveries.counts(reader, COUNTED) if reader.identities else Counts({}, complete=True)
         newest = store.deliveries.matching(reader, Filter(), _NEWEST).deliveries if counts.of else ()
         rules = store.rules.list(reader.identities, RULES_SHOWN + 1, now)
-        contacts = store.recipients.contacts(recipient, now) if mailbox.is_person else NO_CONTACTS
+        contacts = contacts if mailbox.is_person else NO_CONTACTS
         due_at = None if person.stopped_at else person.next_digest_at or plan.next_time(now)
         return Profile(mailbox, reader, person, plan, counts, newest, rules, contacts, due_at)
 
@@ -124,30 +151,29 @@ class Recipients:
             self._record(Act.DIGEST_REQUESTED, recipient, actor, now, reason)
         return result is not DigestRequest.NOTHING
 
-    def set_digests_stopped(
-        self, recipient: str, actor: Actor, now: datetime, reason: str = "", *, stopped: bool
-    ) -> bool:
-        """Stop or resume the digests of a person. Return False if that was so before. Raises StoreUnavailable."""
-        changed = self.store.recipients.set_digests_stopped(recipient, now if stopped else None)
-        if changed:
-            act = Act.DIGESTS_STOPPED if stopped else Act.DIGESTS_RESUMED
-            self._record(act, recipient, actor, now, reason)
-        return changed
+    def change(
+        self,
+        act: DigestAct,
+        typed: Mapping[str, Mapping[str, str]],
+        actor: Actor,
+        now: datetime,
+        reason: str = "",
+    ) -> Sequence[str]:
+        """Stop, resume or set the digests of people, and return those that were changed: others were so already.
 
-    def set_preferences(
-        self, recipient: str, typed: Mapping[str, str], actor: Actor, now: datetime, reason: str = ""
-    ) -> bool:
-        """Change preferences of a person as `typed_preferences` does. Return False if they are so already.
-
-        Raises BadPreference, StoreUnavailable.
+        ``typed``: for each of them, the preferences as `typed_preferences` takes them, which only `set` uses. Raises
+        BadPreference, StoreUnavailable.
         """
-        before = self.store.recipients.get(recipient).preferences
-        after = typed_preferences(before, typed)
-        if after == before:
-            return False
-        self.store.recipients.set_preferences(recipient, after)
-        self._record(Act.PREFERENCES_SET, recipient, actor, now, reason, after.to_json() or "defaults")
-        return True
+        changed = self.store.recipients.change(
+            [*typed],
+            lambda person: after(act, person, typed[person.recipient], now),
+            lambda person: self._entry(_AUDITED[act], person.recipient, actor, now, reason, _detail(act, person)),
+        )
+        if len(typed) > 1:
+            log.info("staff act=%s recipients=%d by=%s", _AUDITED[act], len(changed), actor.who)
+        elif changed:
+            log.info("staff act=%s recipient=%s by=%s", _AUDITED[act], changed[0], actor.who)
+        return changed
 
     def end_sessions(self, recipient: str, actor: Actor, now: datetime, reason: str = "") -> int:
         """Sign a person out everywhere, and return from how many browsers. Raises StoreUnavailable.
@@ -164,6 +190,24 @@ class Recipients:
         self._record(Act.LINK_SENT, recipient, actor, now, reason)
 
     def _record(self, act: Act, recipient: str, actor: Actor, now: datetime, reason: str, detail: str = "") -> None:
-        text = ": ".join(filter(None, (detail, shown(reason, REASON_CHARACTERS) if reason else "")))
-        self.store.audit.record(AuditEntry.new(now, act, actor, recipient, text))
+        self.store.audit.record(self._entry(act, recipient, actor, now, reason, detail))
         log.info("staff act=%s recipient=%s by=%s", act, recipient, actor.who)
+
+    @staticmethod
+    def _entry(act: Act, recipient: str, actor: Actor, now: datetime, reason: str, detail: str) -> AuditEntry:
+        text = ": ".join(filter(None, (detail, shown(reason, REASON_CHARACTERS) if reason else "")))
+        return AuditEntry.new(now, act, actor, recipient, text)
+
+
+def after(act: DigestAct, person: Person, typed: Mapping[str, str], now: datetime) -> Person:
+    """Return a person as an act leaves them, equal to ``person`` if it changes nothing. Raises BadPreference."""
+    if act is DigestAct.STOP:
+        return replace(person, stopped_at=person.stopped_at or now)
+    if act is DigestAct.RESUME:
+        return replace(person, stopped_at=None)
+    return replace(person, preferences=typed_preferences(person.preferences, typed))
+
+
+def _detail(act: DigestAct, person: Person) -> str:
+    """Return the detail of the audit entry about a person who was changed."""
+    return (person.preferences.to_json() or "defaults") if act is DigestAct.SET else ""

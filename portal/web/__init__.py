@@ -22,6 +22,7 @@
     console_acts    what staff do with it
     console_requests  the queue of release requests
     recipients  the page of one recipient, for staff
+    recipient_list  what staff change for many recipients
     mass_acts   what staff do to all messages that a search finds
     forgetting  the page on which staff forget a recipient who left
     domains   values of domains, for staff
@@ -78,6 +79,7 @@ from portal.web.neighbours import Neighbours
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.preview import DigestPreview
+from portal.web.recipient_list import RecipientListPages
 from portal.web.recipients import RecipientPages
 from portal.web.repair import repaired
 from portal.web.request import Environ, Request
@@ -183,6 +185,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     audit, domains = AuditPages(pages, console), DomainPages(pages, console)
     statistics = StatisticsPages(pages, console)
     recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
+    many = RecipientListPages(pages, console)
 
     masses = MassActPages(pages, console)
     api = Api(pages, sessions)
@@ -253,6 +256,12 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/recipients", console.route(Permission.SEE_ENVELOPE, recipients.with_slash)),
         ("GET", "/admin/recipients/", console.route(Permission.SEE_ENVELOPE, recipients.show)),
         ("POST", "/admin/recipients/", console.route(Permission.SEND_LINK, recipients.act, "/admin/recipients/")),
+        ("GET", "/admin/recipients/list", console.route(Permission.MANAGE_RECIPIENTS, many.show)),
+        (
+            "POST",
+            "/admin/recipients/list",
+            console.route(Permission.MANAGE_RECIPIENTS, many.act, "/admin/recipients/list"),
+        ),
         ("GET", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.show)),
         ("POST", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.forget)),
         ("GET", "/admin/domains", console.route(Permission.READ_AUDIT, domains.show)),

@@ -153,7 +153,7 @@ class Console:
             submenu=submenu,
             requests_path=REQUESTS,
             open_requests=self._number_of_requests(request, staff),
-            **values,
+            **{"is_first_page": False, **values},
         )
 
     def _menus(self, request: Request, staff: StaffSession) -> tuple[list[MenuLink], list[MenuLink]]:

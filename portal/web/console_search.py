@@ -201,6 +201,7 @@ class ConsoleSearch:
             staff,
             "search",
             400 if error else 200,
+            is_first_page=not search.values,
             roles=self._console.roles(staff),
             search=search,
             labels=_LABELS,

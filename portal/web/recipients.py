@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,14 +14,15 @@ from bottle import HTTPResponse
 from portal.mail.languages import own_name
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadPreference, LinkInvalid, NotFound, UnknownRecipient
-from portal.model.message import Actor, ActorKind, Delivery, domain, parse_id
+from portal.model.message import Actor, ActorKind, Delivery, domain, is_address, parse_id
 from portal.model.reasons import why
 from portal.model.rule import Effect, Rule
 from portal.model.schedule import TYPED, Schedule
 from portal.model.sender import sender_shown
+from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, TAGS, shown
 from portal.model.tiers import TIER_NAMES
-from portal.policy.recipients import NOT_IN_DOMAINS, REASON_CHARACTERS, RULES_SHOWN, Profile
+from portal.policy.recipients import NOT_IN_DOMAINS, REASON_CHARACTERS, RULES_SHOWN, DigestAct, Profile
 from portal.policy.staff import Permission
 from portal.stores.records import StartedSession
 from portal.web.auth.mailed_link import MailedLinks
@@ -37,6 +38,7 @@ from portal.web.rows import Viewer
 PATH = "/admin/recipients/"
 _TYPED_CHARS = 320
 _SYMBOLS = 3
+_MATCHES = 20
 _EFFECTS = {Effect.ALLOW: N_("Allow"), Effect.BLOCK: N_("Block")}
 # The permission that each act needs in the domain of the recipient.
 _ACTS = {
@@ -129,7 +131,15 @@ class RecipientPages:
     def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """GET /admin/recipients/: the form for an address, and what is known about its recipient."""
         typed = request.query("address").strip()[:_TYPED_CHARS]
-        return self._page(request, staff, typed)
+        if not typed or is_address(typed):
+            return self._page(request, staff, typed)
+        reach = self._parts.staff.reach(staff.member, Permission.SEE_ENVELOPE)
+        with self._pages.searching():
+            domains = None if EVERYWHERE in reach else reach
+            found = self._parts.recipients.matching(typed, domains, _MATCHES + 1)
+        if len(found) == 1:
+            return self._pages.see_other(query_of(found[0]))
+        return self._page(request, staff, typed, matches=found)
 
     def act(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """POST /admin/recipients/: act for a recipient, then redirect (303) to their page with the result."""
@@ -164,12 +174,13 @@ class RecipientPages:
                 return "link"
             case "send-digest":
                 return "digest" if desk.send_digest(recipient, actor, now, reason) else "no-digest"
-            case "stop" | "resume":
-                changed = desk.set_digests_stopped(recipient, actor, now, reason, stopped=act == "stop")
-                return ("stopped" if act == "stop" else "resumed") if changed else "unchanged"
+            case "stop":
+                return "stopped" if desk.change(DigestAct.STOP, {recipient: {}}, actor, now, reason) else "unchanged"
+            case "resume":
+                return "resumed" if desk.change(DigestAct.RESUME, {recipient: {}}, actor, now, reason) else "unchanged"
             case "preferences":
                 typed = {name: request.form(name).strip() for name in TYPED}
-                return "saved" if desk.set_preferences(recipient, typed, actor, now, reason) else "unchanged"
+                return "saved" if desk.change(DigestAct.SET, {recipient: typed}, actor, now, reason) else "unchanged"
             case "sign-out":
                 desk.end_sessions(recipient, actor, now, reason)
                 return "signed-out"
@@ -186,12 +197,23 @@ class RecipientPages:
         return "rule"
 
     def _page(
-        self, request: Request, staff: StaffSession, typed: str, status: int = 200, *, wrong: str = ""
+        self,
+        request: Request,
+        staff: StaffSession,
+        typed: str,
+        status: int = 200,
+        *,
+        wrong: str = "",
+        matches: Sequence[str] = (),
     ) -> HTTPResponse:
-        """Return the page. ``wrong``: why a form was rejected, whose values are shown again."""
+        """Return the page.
+
+        ``wrong``: why a form was rejected, whose values are shown again; ``matches``: the addresses that contain what
+        was typed, if it is only a part of one.
+        """
         viewer = self._pages.viewer(request, staff.member.person)
         error, found = "", {}
-        if typed:
+        if typed and not matches:
             try:
                 found = self._found(staff, typed, viewer)
             except UnknownRecipient as unknown:
@@ -206,6 +228,9 @@ class RecipientPages:
             "good": good,
             "result": result,
             "recipient": None,
+            "matches": [(shown_address(each), query_of(each)) for each in matches[:_MATCHES]],
+            "has_more_matches": len(matches) > _MATCHES,
+            "may_change_many": bool(self._parts.staff.reach(staff.member, Permission.MANAGE_RECIPIENTS)),
             **found,
         }
         return self._console.page(request, staff, "recipient", status, **values)

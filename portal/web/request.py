@@ -14,6 +14,15 @@ from portal.web.site import Site
 Environ = dict[str, Any]
 
 
+_LARGE_FORMS = ("/admin/recipients/list",)  # their paths; all others are limited to 100 KiB
+
+
+class _LargeForm(BaseRequest):  # type: ignore[misc]  # bottle has no types
+    """A request whose form may have 1 MiB, also in memory."""
+
+    MEMFILE_MAX = 1 << 20
+
+
 class Request:
     """The request data that handlers may use.
 
@@ -37,7 +46,7 @@ class Request:
         self._environ = environ
         self.site = site
         bottle_request = environ.get("bottle.request")
-        self._parsed = BaseRequest(environ)
+        self._parsed = (_LargeForm if self.path in _LARGE_FORMS else BaseRequest)(environ)
         # BaseRequest stores itself in environ. That cycle would keep each request in memory until garbage collection.
         environ["bottle.request"] = bottle_request
 
@@ -55,6 +64,12 @@ class Request:
         """Return all fields of the posted form with this name. Raises HTTPError 400 for a malformed form."""
         values: list[str] = self._forms().getall(name)
         return values
+
+    def file(self, name: str) -> bytes:
+        """Return the content of a file of the posted form, empty if there is none. Raises HTTPError 400."""
+        self._forms()
+        upload = self._parsed.files.get(name)
+        return b"" if upload is None else upload.file.read()
 
     def _forms(self) -> FormsDict:
         try:

@@ -227,7 +227,11 @@ def test_preferences_are_set_from_a_table(run: Run, store: Store, tmp_path: Path
         (("stop",), f"{BOB},de\n", "line 1: There are more values than columns."),
         (("set",), f"address,at\n{BOB},7\n{ALICE},25:00\n", "line 3: Enter times like 07:00"),
         (("set",), f"address,colour\n{BOB},red\n", "line 1: The columns are address and, if wanted, days, at"),
-        (("set",), f"address,language\n{BOB},de\nBOB@example.org,fr\n", "line 3: bob@example.org has other values."),
+        (
+            ("set",),
+            f"address,language\n{BOB},de\nBOB@example.org,fr\n",
+            "line 3: This recipient is in the list twice, with different values.",
+        ),
         (("set",), f'address,language\n{BOB},"de\n', "This is not CSV"),
         (("stop",), b"\n\xff\n", "line 2: This is not UTF-8."),
     ],

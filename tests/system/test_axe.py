@@ -218,6 +218,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
         *(f"admin/{query}" for query in ("", "?symbol=BAYES_SPAM&tier=spam", "?by=symbol", "?since=x", "?symbol=X")),
         *("admin/jobs/", "admin/jobs/new?symbol=BAYES_SPAM&act=release"),
         *(f"admin/recipients/?address={address}" for address in (ALICE, "nobody@example.org", "x")),
+        "admin/recipients/list",
         *("admin/recipients/forget?address=bob@example.org", "admin/domains", "admin/domains?domain=example.org"),
         *(
             f"admin/messages/{spam}.0/{part}"

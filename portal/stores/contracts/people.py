@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
+from portal.model.audit import AuditEntry
 from portal.model.message import Delivery, Reader
 from portal.model.schedule import Preferences
 from portal.stores.records import (
@@ -155,8 +156,17 @@ class Recipients(ABC):
         """Return a recipient; a Person without any data if the recipient is unknown."""
 
     @abstractmethod
-    def contacts(self, recipient: str, now: datetime) -> Contacts:
-        """Return a recipient's last digest, sign-ins and sessions, and who stopped their digests, by one query."""
+    def known(self, recipients: Sequence[str]) -> Sequence[Person]:
+        """Return those of these recipients for whom there is anything, by one query."""
+
+    @abstractmethod
+    def names(self, part: str, domains: Collection[str] | None, limit: int) -> Sequence[str]:
+        """Return identities that contain a text, in order, of all domains (None) or only of these."""
+
+    @abstractmethod
+    def contacts(self, recipient: str, now: datetime) -> tuple[Person, Contacts]:
+        """Return a recipient as `get`, their last digest, sign-ins and sessions, and who stopped their digests, by one
+        query."""
 
     @abstractmethod
     def set_digests_stopped(
@@ -171,6 +181,17 @@ class Recipients(ABC):
     @abstractmethod
     def set_preferences(self, recipient: str, preferences: Preferences) -> None:
         """Set a recipient's preferences. Their next digest must be scheduled again, see `unscheduled`."""
+
+    @abstractmethod
+    def change(
+        self, recipients: Sequence[str], after: Callable[[Person], Person], entry: Callable[[Person], AuditEntry]
+    ) -> Sequence[str]:
+        """Stop or resume digests or set preferences of many recipients, and return those that were changed.
+
+        ``after`` returns a recipient with other `stopped_at` and `preferences`, or the same; ``entry`` the audit entry
+        of a recipient that was changed. Some hundred recipients at a time are changed in one transaction with their
+        entries; an interrupted call may be repeated.
+        """
 
     @abstractmethod
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:

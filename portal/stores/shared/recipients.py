@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+from portal.model.audit import AuditEntry
 from portal.model.message import first_id, held_at
 from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.stores.contracts import Recipients
 from portal.stores.journal import person_line
 from portal.stores.lifecycle import STOP_MAIL_INTERVAL, address_of, is_past, mailbox
 from portal.stores.records import Contacts, Person, QueuedMail
+from portal.stores.shared import audit
 from portal.stores.shared.contacts import contacts
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Row, Session
@@ -55,9 +58,27 @@ class SqlRecipients(Recipients):
         with self._engine.reading() as session:
             return person(session, recipient)
 
-    def contacts(self, recipient: str, now: datetime) -> Contacts:
+    def known(self, recipients: Sequence[str]) -> Sequence[Person]:
+        return self._people("where recipient in :names", names=list(recipients)) if recipients else []
+
+    def names(self, part: str, domains: Collection[str] | None, limit: int) -> Sequence[str]:
+        values = {"part": f"%{_literal(part)}%"}
+        of_domains = ""
+        if domains is not None:
+            values |= {f"domain{number}": f"%@{_literal(each)}" for number, each in enumerate(sorted(domains))}
+            likes = (f"recipient like :{name} escape '!'" for name in values if name != "part")
+            of_domains = f" and ({' or '.join(likes) or '1 = 0'})"
+        select = (
+            f"select recipient from recipient where recipient like :part escape '!' and recipient like '_%'{of_domains}"
+            " order by recipient limit :limit"
+        )
         with self._engine.reading() as session:
-            return contacts(session, recipient, now)
+            return [name for (name,) in session.many(select, **values, limit=limit)]
+
+    def contacts(self, recipient: str, now: datetime) -> tuple[Person, Contacts]:
+        with self._engine.reading() as session:
+            row, found = contacts(session, recipient, now, f"recipient, address, {_DATA}")
+        return (_nobody(recipient) if row[0] is None else _person_from(row)), found
 
     def set_digests_stopped(
         self, recipient: str, stopped_at: datetime | None, *, mail: QueuedMail | None = None
@@ -86,6 +107,31 @@ class SqlRecipients(Recipients):
     def set_preferences(self, recipient: str, preferences: Preferences) -> None:
         changes = " set preferences = excluded.preferences, next_digest_at = null"
         self._upsert(_UPSERT.format("preferences") + changes, recipient, preferences=preferences)
+
+    def change(
+        self, recipients: Sequence[str], after: Callable[[Person], Person], entry: Callable[[Person], AuditEntry]
+    ) -> Sequence[str]:
+        upsert = (
+            "insert into recipient (recipient, address, stopped_at, preferences)"
+            " values (:recipient, :recipient, :stopped_at, :preferences) on conflict (recipient) do update set"
+            " stopped_at = excluded.stopped_at, preferences = excluded.preferences, next_digest_at = null"
+        )
+        ordered, changed = sorted(recipients), list[str]()  # the order in which all transactions lock
+        for start in range(0, len(ordered), _BATCH):
+            names = ordered[start : start + _BATCH]
+            with self._engine.writing() as session:
+                rows = session.many(_PERSON + "where recipient in :names", names=names)
+                before = {name: _nobody(name) for name in names} | {row[0]: _person_from(row) for row in rows}
+                people = [after(each) for each in before.values()]
+                people = [each for each in people if each != before[each.recipient]]
+                if people:
+                    values = ("recipient", "stopped_at", "preferences")
+                    session.execute_all(upsert, [{name: getattr(each, name) for name in values} for each in people])
+                    audit.record(session, [entry(each) for each in people])
+                for each in people:
+                    session.journal(partial(person_line, each))
+            changed += [each.recipient for each in people]
+        return changed
 
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:
         changes = f" set links_valid_from = {later('links_valid_from')}"
@@ -243,7 +289,17 @@ NO_CHOICES = (None, None, None, NO_PREFERENCES)
 def person(session: Session, recipient: str) -> Person:
     """Return a recipient; a Person without any data if the recipient is unknown."""
     row = session.one(_PERSON + "where recipient = :recipient", recipient=recipient)
-    return _person_from(row) if row else Person(recipient, recipient, None, None, None, None)
+    return _person_from(row) if row else _nobody(recipient)
+
+
+def _nobody(recipient: str) -> Person:
+    """Return a recipient of whom nothing is stored."""
+    return Person(recipient, recipient, None, None, None, None)
+
+
+def _literal(text: str) -> str:
+    """Return a text as a part of a pattern of LIKE with ``escape '!'``."""
+    return re.sub(r"([!%_])", r"!\1", text)
 
 
 def person_of_digest(session: Session, digest_id: UUID) -> Person | None:
