@@ -2,8 +2,8 @@
 
 Background jobs exist in memory only. They may be missed, repeated, or run on ten hosts at once, since the store records
 what is due (`digest.news`, `digest.run`). Each job has its own thread, so that an hour of digests does not delay a
-sign-in mail. Exit status of ``once``: 0 for success, 1 if a digest was not sent, 2 for wrong arguments, settings or
-store.
+sign-in mail. Exit status: 0 for success; 1 if a digest was not sent or the store cannot be reached; 2 for wrong
+arguments, wrong settings or a store that cannot be used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from portal.batches.parallel import retry_due
 from portal.digests.compose import DELIVERIES
 from portal.model.clock import utc_now
 from portal.model.domains import shown_address
-from portal.model.errors import QuarantineError, StoreUnavailable
+from portal.model.errors import QuarantineError, SettingsError, StoreUnavailable, StoreUnusable
 from portal.model.message import identity
 from portal.model.text import shown
 from portal.monitoring import watch
@@ -70,12 +70,13 @@ def main() -> None:
 
 @contextmanager
 def _exit_on_problem() -> Iterator[None]:
-    """Print a problem of the settings or the store as one sentence on stderr, and exit with status 2."""
+    """Print a problem of the settings or the store as one sentence on stderr, and exit with status 2 or, for what may
+    work later, 1: as the commands of `quarantine`."""
     try:
         yield
     except QuarantineError as error:
         click.echo(str(error), err=True)
-        raise SystemExit(2) from error
+        raise SystemExit(2 if isinstance(error, (SettingsError, StoreUnusable)) else 1) from error
 
 
 # ---- run

@@ -207,5 +207,6 @@ def delivery_json(delivery: Delivery) -> dict[str, Any]:
         "action": message.action,
         "client_ip": message.client_ip,
         "size_bytes": message.size_bytes,
+        "attachments": list(message.attachments),
         "symbols": [{"name": symbol.name, "score": symbol.score} for symbol in message.symbols],
     }

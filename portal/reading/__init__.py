@@ -13,6 +13,7 @@ from one that has everything loaded (`warm`), and which the first page view star
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import logging
@@ -359,6 +360,14 @@ class _Warm:
                         self._lifeline.sendall(LIFELINE)
             return connection
 
+    def close(self) -> None:
+        """Release the warm process, which ends by itself after some seconds if nobody else uses it."""
+        if self._lifeline is not None:
+            self._lifeline.close()
+            self._lifeline = None
+        if self._process is not None and self._process.poll() is None:
+            self._process.returncode = 0  # or Python warns at its end that this one is still running
+
     def suspend(self) -> None:
         """Return no connections for a minute."""
         self._not_before = time.monotonic() + _RETRY_SECONDS
@@ -397,4 +406,5 @@ class _Warm:
 
 
 _warm = _Warm()
+atexit.register(_warm.close)
 _own_children = threading.BoundedSemaphore(READERS_OF_ONE)

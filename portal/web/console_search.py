@@ -38,6 +38,7 @@ from portal.web.rows import Viewer
 
 _PAGE = 50
 _GROUPS = 100
+_ATTACHMENTS = 3  # names in a row
 _CHARS = 500  # of one value
 _VALUES = 60  # in one address
 _LABELS = {
@@ -148,6 +149,8 @@ class FoundRow:
     recipient: str
     sender: str
     subject: str
+    attachments: list[str]  # names, shortened
+    more_attachments: int
     score: str
     tier: str  # to be translated
     state: str  # to be translated
@@ -301,6 +304,8 @@ def _rows(search: Search, deliveries: Sequence[Delivery], viewer: Viewer) -> lis
                 recipient=shown_address(each.address),
                 sender=str(sender_shown(message)),
                 subject=shown(message.subject, 120),
+                attachments=[shown(name, 60) for name in message.attachments[:_ATTACHMENTS]],
+                more_attachments=max(0, len(message.attachments) - _ATTACHMENTS),
                 score="" if message.score is None else viewer.language.score(message.score),
                 tier=TIER_NAMES[message.tier],
                 state=STATE_NAMES.get(each.state, ""),

@@ -48,6 +48,7 @@ def bad(run: Run, store: Store) -> str:
         header_from="Shop <a@shop.example>",
         tier=Tier.SUSPICIOUS,
     )
+    store.messages.record_names(held.id, ["bill.pdf"])
     return str(held.id)
 
 
@@ -72,6 +73,7 @@ def test_list_finds_by_what_rspamd_said(run: Run, bad: str, options: list[str]) 
     assert (line["action"], line["client_ip"]) == ("add header", "192.0.2.77")
     assert line["size_bytes"] > 5_000
     assert line["symbols"][0] == {"name": "FUZZY_DENIED", "score": 12.0}
+    assert line["attachments"] == ["bill.pdf"]
     assert run("list", "--count", *options).stdout == "1\n"
 
 

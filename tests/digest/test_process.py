@@ -1161,7 +1161,7 @@ def test_wrong_settings_stop_the_program_with_all_problems(tmp_path: Path, comma
 
 def test_once_says_when_the_store_cannot_be_reached(tmp_path: Path) -> None:
     process = _plain(tmp_path, ["once"], "postgresql://nobody:hidden@127.0.0.1:1/none")
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert process.stderr.strip()
     assert "Traceback" not in process.stderr
     assert "hidden" not in process.stderr

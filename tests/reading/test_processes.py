@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -361,3 +362,9 @@ def test_an_attachment_that_needs_too_long_is_listed_without_a_size() -> None:
     fields = b"Content-Type: a/b; name=a\r\nContent-Transfer-Encoding: x-uuencode\r\n\r\n"
     seen = read([head, fields, *[b"M\r\n" * 100_000] * 80], "alice@example.org")
     assert seen == Preview((), "WORDS", (Attachment("a", None, Kind.UNKNOWN, (), 3),), cut=True, failed=False)
+
+
+def test_a_program_that_read_a_message_ends_without_warnings() -> None:
+    code = "from portal.reading import read; print(read([b'Subject: x\\r\\n\\r\\nBuy now'], 'alice@example.org').text)"
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("Buy now\n", "")

@@ -134,16 +134,32 @@ def test_empty_values_and_unknown_names_restrict_nothing(site: Site) -> None:
     assert "Wanted" in get(staff(site), ("recipient", ""), ("since", " "), ("x", "1"), ("by", "x"), ("before", "x"))
 
 
-def test_an_empty_answer_says_why(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "reason"),
+    [
+        ([("recipient", "x@elsewhere.example")], "is not a recipient of this site"),
+        ([("recipient", "nobody@example.org")], "Nothing is stored for nobody@example.org"),
+        ([("symbol", "NOPE")], "No message has had the symbol NOPE"),
+        ([("until", "2020-01-01")], "they are kept for 30 days"),
+        ([("since", "2999-01-01")], "in the future"),
+        ([("recipient", ALICE), ("state", "released"), ("by", "hour")], "No delivery matches all criteria"),
+    ],
+)
+def test_an_empty_answer_says_why(site: Site, pairs: list[tuple[str, str]], reason: str) -> None:
+    browser = staff(site)
+    assert "No messages." in get(browser) and "Nothing is held." in get(browser, ("words", "offer"))
     hold(site.store, recipients=[ALICE])
     while site.store.facets.index():
         pass
-    browser = staff(site)
     assert "No messages." not in get(browser)
-    assert "is not a recipient of this site" in get(browser, ("recipient", "x@elsewhere.example"))
-    assert "No message has had the symbol NOPE" in get(browser, ("symbol", "NOPE"))
-    pairs = ("recipient", ALICE), ("state", "released"), ("by", "hour")
-    assert "No delivery matches all criteria" in get(browser, *pairs)
+    assert reason in get(browser, *pairs)
+
+
+def test_a_row_has_the_names_of_attachments(site: Site) -> None:
+    held = hold(site.store, recipients=[ALICE])
+    site.store.messages.record_names(held.id, ["<b>bill</b>.pdf", "b.zip", "c.exe", "d.iso"])
+    row = get(staff(site))
+    assert "<bdi>&lt;b&gt;bill&lt;/b&gt;.pdf</bdi>, <bdi>b.zip</bdi>, <bdi>c.exe</bdi> +1" in row
 
 
 def test_the_page_says_that_there_may_be_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
