@@ -394,6 +394,7 @@ begin
         outcome text not null,  -- Outcome
         name text not null,  -- of the tier, symbol, sender's domain or delay
         number bigint not null,
+        points bigint not null default 0,  -- of a symbol in all these deliveries, in hundredths
         primary key (domain, part, day, outcome, name)
     );
     create index on daily_count (day);

@@ -103,6 +103,13 @@ def _print_groups(parts: Parts, wanted: Filter, by: GroupBy, limit: int, as_json
     elif not groups.total.exact:
         since = f" They were held since {groups.since:%Y-%m-%d %H:%M} UTC." if groups.since else ""
         click.echo(f"There are more: only the newest {groups.total.count} deliveries were counted.{since}", err=True)
+    if groups.whole_days is not None:
+        click.echo(
+            "{} to {} are whole days from the statistics, with messages that were removed since.".format(
+                *groups.whole_days
+            ),
+            err=True,
+        )
     if len(groups.groups) > limit:
         click.echo(f"There are {len(groups.groups)} groups. To list more, use --limit {limit * 10}", err=True)
     return groups.total.count

@@ -14,6 +14,7 @@ from portal.model.text import N_
 
 ALL = ""  # the domain of rows that count all domains together
 NAMES_MAX = 50  # symbols or senders that are kept for a day, a domain and an outcome: the most frequent ones
+NAMES_OF_ALL_MAX = 1_000  # of what came for all domains together
 # How long after the link to it was first opened a message was released or deleted.
 DELAYS = {
     "within a minute": timedelta(minutes=1),
@@ -70,6 +71,11 @@ class Part(StrEnum):
 OUTCOMES = {EventKind(outcome.value): outcome for outcome in Outcome if outcome is not Outcome.HELD}
 
 
+def names_max(domain: str, outcome: str) -> int:
+    """Return how many symbols or senders of a day are kept for a domain and an outcome."""
+    return NAMES_OF_ALL_MAX if domain == ALL and outcome in (Outcome.HELD, Outcome.PASSED) else NAMES_MAX
+
+
 class Fact(NamedTuple):
     """Facts of a delivery that is counted."""
 
@@ -77,6 +83,7 @@ class Fact(NamedTuple):
     tier: str
     sender_domain: str  # "": not known
     symbols: Sequence[int]  # numbers of their names
+    points: Sequence[int] = ()  # of these symbols, in hundredths
 
 
 class Count(NamedTuple):
@@ -88,6 +95,7 @@ class Count(NamedTuple):
     outcome: str  # Outcome
     name: str  # of the tier, symbol, sender or delay; "" for a total or if it is not known
     number: int
+    points: int = 0  # of a symbol in all these deliveries, in hundredths
 
 
 @dataclass(slots=True)
@@ -96,6 +104,7 @@ class DayCounts:
 
     day: str
     _counts: dict[tuple[str, str, str], Counter[int | str]] = field(default_factory=dict)
+    _points: dict[tuple[str, str], Counter[int]] = field(default_factory=dict)  # by domain and outcome
 
     def add(self, outcome: Outcome, fact: Fact, delay: timedelta | None = None) -> None:
         """Count a delivery. ``delay``: from the first opening of a link to it until now."""
@@ -104,6 +113,9 @@ class DayCounts:
             self._counter(domain, Part.TIER, outcome)[fact.tier] += 1
             self._counter(domain, Part.SENDER, outcome)[fact.sender_domain] += 1
             self._counter(domain, Part.SYMBOL, outcome).update(fact.symbols)
+            points = self._points.setdefault((domain, outcome.value), Counter())
+            for symbol, number in zip(fact.symbols, fact.points, strict=False):
+                points[symbol] += number
             if delay is not None:
                 self._counter(domain, Part.DELAY, outcome)[_delay(delay)] += 1
 
@@ -111,18 +123,19 @@ class DayCounts:
         """Return the numbers of the symbols that `rows` names."""
         return {
             int(name)
-            for (_, part, _), counter in self._counts.items()
+            for (domain, part, outcome), counter in self._counts.items()
             if part == Part.SYMBOL
-            for name, _ in counter.most_common(NAMES_MAX)
+            for name, _ in counter.most_common(names_max(domain, outcome))
         }
 
     def rows(self, symbol_names: dict[int, str]) -> Iterator[Count]:
         """Yield the counts, of symbols and senders the most frequent ones."""
         for (domain, part, outcome), counter in self._counts.items():
-            for name, number in counter.most_common(NAMES_MAX):
+            for name, number in counter.most_common(names_max(domain, outcome)):
                 known = symbol_names.get(int(name)) if part == Part.SYMBOL else str(name)
+                points = self._points[domain, outcome][int(name)] if part == Part.SYMBOL else 0
                 if known is not None:
-                    yield Count(domain, part, self.day, outcome, known, number)
+                    yield Count(domain, part, self.day, outcome, known, number, points)
 
     def _counter(self, domain: str, part: Part, outcome: Outcome) -> Counter[int | str]:
         return self._counts.setdefault((domain, part.value, outcome.value), Counter())

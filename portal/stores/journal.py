@@ -258,7 +258,10 @@ def audit_entries_of(line: dict[str, Any]) -> list[AuditEntry]:
 
 def statistics_line(day: date, counts: Sequence[Count]) -> dict[str, Any]:
     """Return the line of the statistics of a day."""
-    rows = [[count.domain, count.part, count.outcome, count.name, count.number] for count in counts]
+    rows = [
+        [count.domain, count.part, count.outcome, count.name, count.number, *([count.points] if count.points else [])]
+        for count in counts
+    ]
     return {"kind": "statistics", "day": day.isoformat(), "counts": rows}
 
 
@@ -266,8 +269,8 @@ def statistics_of(line: dict[str, Any]) -> tuple[date, list[Count]]:
     """Return the day and counts of a `statistics_line`. Raises KeyError, ValueError, TypeError if it is malformed."""
     day = date.fromisoformat(line["day"])
     rows = [
-        Count(str(domain), str(part), day.isoformat(), str(outcome), str(name), int(number))
-        for domain, part, outcome, name, number in line["counts"]
+        Count(str(domain), str(part), day.isoformat(), str(outcome), str(name), int(number), *map(int, points[:1]))
+        for domain, part, outcome, name, number, *points in line["counts"]
     ]
     return day, rows
 

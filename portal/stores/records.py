@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from enum import Enum, StrEnum
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -110,6 +110,8 @@ class Groups:
     groups: tuple[Group, ...]
     total: Total  # of the deliveries that were counted
     since: datetime | None  # when the oldest of them was held; None: there are none
+    # The first and the last day whose numbers are from the statistics, with what was removed since; None: no day is.
+    whole_days: tuple[date, date] | None = None
 
 
 @dataclass(frozen=True, slots=True)

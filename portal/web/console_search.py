@@ -243,6 +243,7 @@ class ConsoleSearch:
                 "total": None,
                 "older": None,
                 "since": "",
+                "whole_days": None,
                 "is_cut": False,
                 "indexed": True,
                 **found,
@@ -264,6 +265,7 @@ class ConsoleSearch:
                 "is_exact": groups.total.exact,
                 "indexed": groups.total.indexed,
                 "since": since,
+                "whole_days": groups.whole_days,
             }
         page = found_page(self._parts.store, wanted, search.order, _PAGE, search.get("before"))
         found: dict[str, object] = {

@@ -14,6 +14,7 @@ from portal.assemble import Parts
 from portal.model.criteria import NAMES
 from portal.model.message import Symbol, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.model.statistics import Count
 from portal.stores.records import Page
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.web_client import Browser, Site
@@ -82,6 +83,19 @@ def test_a_role_for_a_domain_finds_only_its_deliveries(site: Site, role: Role) -
     assert ">example.org<" not in get(browser, ("by", "domain"))
     assert "Deliveries: 1" in get(browser, ("symbol", "BAYES_SPAM"))
     assert "is not in your domains" in get(browser, ("recipient", ALICE))
+
+
+def test_groups_of_whole_days_have_no_limit_and_say_so(site: Site) -> None:
+    day = (site.now - timedelta(days=2)).date()
+    counts = [Count("", "total", day.isoformat(), "held", "", 150_000)]
+    counts += [Count("", "symbol", day.isoformat(), "held", "FUZZY_DENIED", 140_000, 1_400_000)]
+    site.store.statistics.import_records(day, counts)
+    for _ in range(2):
+        hold(site.store, recipients=[ALICE], symbols=BAD)
+    page = get(staff(site), ("since", day.isoformat()), ("by", "symbol"))
+    assert "Deliveries: 150,002" in page and ">140,002<" in page
+    assert f"The days from {day} to {day} (UTC) are from the statistics" in page
+    assert "from the statistics" not in get(staff(site), ("since", "12h"), ("by", "symbol"))
 
 
 def test_pages_go_on_before_the_last_delivery(site: Site) -> None:

@@ -42,6 +42,7 @@ class Facets(ABC):
     def groups(self, wanted: Filter, by: GroupBy, at_most: int = GROUPED_MAX) -> Groups:
         """Count the newest ``at_most`` deliveries that match by what they have in common.
 
+        If there are more in closed days, and the statistics know the answer, all are counted: `Groups.whole_days`.
         Symbols with the most points are first, otherwise the largest groups; hours are in order, newest first.
         """
 

@@ -239,6 +239,7 @@ CREATE TABLE daily_count (
     outcome TEXT NOT NULL,
     name TEXT NOT NULL,
     number INTEGER NOT NULL,
+    points INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (domain, part, day, outcome, name)
 ) WITHOUT ROWID;
 CREATE INDEX daily_count_day ON daily_count (day);

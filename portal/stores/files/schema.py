@@ -323,6 +323,7 @@ CREATE TABLE daily_count (              -- statistics, which outlive the message
     outcome TEXT NOT NULL,              -- Outcome
     name TEXT NOT NULL,                 -- of the tier, symbol, sender's domain or delay
     number INTEGER NOT NULL,
+    points INTEGER NOT NULL DEFAULT 0,  -- of a symbol in all these deliveries, in hundredths
     PRIMARY KEY (domain, part, day, outcome, name)
 ) WITHOUT ROWID;
 CREATE INDEX daily_count_day ON daily_count (day)

@@ -236,6 +236,7 @@ MIGRATIONS: dict[int, LiteralString] = {
             outcome text not null,
             name text not null,
             number bigint not null,
+            points bigint not null default 0,
             primary key (domain, part, day, outcome, name)
         );
         create index on daily_count (day);

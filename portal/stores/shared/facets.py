@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,9 +16,10 @@ from portal.model.message import Delivery, DeliveryId, Filter, State, Tier, doma
 from portal.stores import facets
 from portal.stores.contracts.facets import COUNTED_MAX, GROUPED_MAX, Facets
 from portal.stores.facets import Hit
-from portal.stores.records import Group, GroupBy, Groups, Page, ScoreKey, ScorePage, Tally, Total
+from portal.stores.records import GroupBy, Groups, Page, ScoreKey, ScorePage, Tally, Total
 from portal.stores.search import EXAMINED_MAX, Terms, has_texts, needs_texts
 from portal.stores.shared.facet_index import FacetIndex
+from portal.stores.shared.grouping import Counts, WholeDays, whole_days
 from portal.stores.shared.rows import Rows
 from portal.stores.shared.session import Engine, Session
 
@@ -173,11 +174,27 @@ class SqlFacets(Facets):
         return Total(count, exact=search.is_whole, indexed=search.indexed)
 
     def groups(self, wanted: Filter, by: GroupBy, at_most: int = GROUPED_MAX) -> Groups:
-        counts = _Counts(by)
+        with self._engine.reading() as session:
+            days = whole_days(session, wanted, by, at_most)
+        if days is not None and (found := self._around(wanted, by, days, at_most)):
+            return found
+        counts = Counts(by)
         total, oldest = self._counted(wanted, at_most, counts.add)
         with self._engine.reading() as session:
             groups = counts.groups(session)
         return Groups(groups, total, held_at(oldest.key.message_id) if oldest else None)
+
+    def _around(self, wanted: Filter, by: GroupBy, days: WholeDays, at_most: int) -> Groups | None:
+        """Return the groups of whole days together with those before and after them. None: these are too many."""
+        counts, count = Counts(by), days.total
+        for rest in days.rest(wanted):
+            total, _ = self._counted(rest, at_most, counts.add)
+            if not total.exact:
+                return None
+            count += total.count
+        with self._engine.reading() as session:
+            groups = counts.groups(session, days)
+        return Groups(groups, Total(count, exact=True), wanted.since, (days.first, days.last))
 
     def tally(self, wanted: Filter, at_most: int = GROUPED_MAX) -> Tally:
         counts = Counter[tuple[str, Tier, State]]()
@@ -298,46 +315,6 @@ class _Search:
     def is_whole(self) -> bool:
         """True if all messages were searched, provided that the batches were read to the end."""
         return self.indexed and not self.is_cut
-
-
-class _Counts:
-    """Counts hits by what they have in common."""
-
-    def __init__(self, by: GroupBy) -> None:
-        self._by = by
-        self._counts = Counter[Any]()
-        self._points = Counter[int]()  # hundredths, by the number of a symbol's name
-
-    def add(self, hits: Sequence[Hit]) -> None:
-        """Count some more."""
-        match self._by:
-            case GroupBy.SYMBOL:
-                for hit in hits:
-                    numbers = facets.unpack(hit.symbols)
-                    self._counts.update(numbers[::2])
-                    for number, points in zip(numbers[::2], numbers[1::2], strict=True):
-                        if points:
-                            self._points[number] += points
-            case GroupBy.SENDER_DOMAIN:
-                self._counts.update(hit.sender_domain for hit in hits)
-            case GroupBy.DOMAIN:
-                self._counts.update(hit.recipient.rpartition("@")[2] for hit in hits)
-            case GroupBy.HOUR:
-                self._counts.update(f"{held_at(hit.key.message_id):%Y-%m-%dT%H}" for hit in hits)
-
-    def groups(self, session: Session) -> tuple[Group, ...]:
-        """Return the groups in the order of `Facets.groups`."""
-        counts: Mapping[Any, int] = self._counts
-        if self._by is not GroupBy.SYMBOL:
-            groups = [Group(name, count) for name, count in counts.items()]
-        else:
-            names = (
-                session.many("select id, name from symbol_name where id in :ids", ids=list(counts)) if counts else ()
-            )
-            groups = [Group(name, counts[number], self._points[number] / 100) for number, name in names]
-        if self._by is GroupBy.HOUR:
-            return tuple(sorted(groups, key=lambda group: group.name, reverse=True))
-        return tuple(sorted(groups, key=lambda group: (-group.points, -group.count, group.name)))
 
 
 def _matching(wanted: Filter, symbols: Sequence[set[int]], batches: Iterator[Batch]) -> Iterator[Batch]:

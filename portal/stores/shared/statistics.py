@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from uuid import UUID
 
-from portal.model.message import DeliveryId, domain, first_id, held_at
+from portal.model.message import DeliveryId, EventKind, State, domain, first_id, held_at
 from portal.model.statistics import ALL, OUTCOMES, Count, DayCounts, Fact, Line, Outcome, Part, Sums, lines
 from portal.stores import facets
 from portal.stores.contracts import Statistics
@@ -18,10 +18,10 @@ from portal.stores.shared.session import Engine, Row, Session
 _CLOSED = "statistics.closed"  # the last closed day
 _DAY = timedelta(days=1)
 _BATCH = 5_000
-_COLUMNS = "domain, part, day, outcome, name, number"
+_COLUMNS = "domain, part, day, outcome, name, number, points"
 _UPSERT = (
-    f"insert into daily_count ({_COLUMNS}) values (:domain, :part, :day, :outcome, :name, :number)"
-    " on conflict (domain, part, day, outcome, name) do update set number = excluded.number"
+    f"insert into daily_count ({_COLUMNS}) values (:domain, :part, :day, :outcome, :name, :number, :points)"
+    " on conflict (domain, part, day, outcome, name) do update set number = excluded.number, points = excluded.points"
 )
 _DELETE = (
     "delete from daily_count where domain = :domain and part = :part and day = :day and outcome = :outcome"
@@ -35,6 +35,8 @@ _OPENED = "select message_id, number, min(at) as at from link_open where at >= :
 _OPENED_BEFORE = timedelta(days=2)  # links that were opened longer ago are not looked for
 
 _Key = tuple[str, str, str, str, str]  # of a row
+_Numbers = tuple[int, int]
+_NONE: _Numbers = (0, 0)
 
 
 class SqlStatistics(Statistics):
@@ -50,16 +52,16 @@ class SqlStatistics(Statistics):
 
     def count(self, day: date) -> None:
         with self._engine.reading() as session:
-            if (closed := _closed(session)) is not None and day <= closed:
+            if (closed := last_closed(session)) is not None and day <= closed:
                 return
             counts = self._counts(session, day, is_last=False)
         with self._engine.writing(durable=False) as session:
-            if (closed := _closed(session)) is None or day > closed:  # another host may have closed it
+            if (closed := last_closed(session)) is None or day > closed:  # another host may have closed it
                 _put(session, day, counts)
 
     def close(self, day: date) -> None:
         with self._engine.reading() as session:
-            if (closed := _closed(session)) is not None and day <= closed:
+            if (closed := last_closed(session)) is not None and day <= closed:
                 return
             counts = self._counts(session, day, is_last=True)
         with self._engine.writing() as session:
@@ -70,15 +72,20 @@ class SqlStatistics(Statistics):
         """Count a day. Messages that are not indexed yet are left out unless this is the last time."""
         found = DayCounts(day.isoformat())
         since = datetime.combine(day, time(), UTC)
-        for state, fact in self._held(session, since, since + _DAY):
-            if state != "passed" and (fact.tier or is_last):
+        events = session.many(_EVENTS, since=since, until=since + _DAY, kinds=[kind.value for kind in OUTCOMES])
+        passed = {DeliveryId(id, number) for id, number, kind, _ in events if kind == EventKind.PASSED}
+        for key, state, fact in self._held(session, since, since + _DAY):
+            # Each delivery is either held or let through. One that is held now was not let through in the end.
+            if key in passed and state == State.HELD:
+                passed.remove(key)
+            if key not in passed and (fact.tier or is_last):
                 found.add(Outcome.HELD, fact)
-        self._add_events(session, found, since, since + _DAY)
+        self._add_events(session, found, events, passed, since)
         numbers = list(found.symbols())
         names = session.many("select id, name from symbol_name where id in :ids", ids=numbers) if numbers else []
         return [*found.rows(dict(names))]
 
-    def _held(self, session: Session, since: datetime, until: datetime) -> Iterator[tuple[str, Fact]]:
+    def _held(self, session: Session, since: datetime, until: datetime) -> Iterator[tuple[DeliveryId, str, Fact]]:
         after, high = DeliveryId(first_id(since), -1), first_id(until)
         found = _BATCH
         while found == _BATCH:
@@ -93,22 +100,23 @@ class SqlStatistics(Statistics):
             found = len(rows)
             for id, number, *values in rows:
                 after = DeliveryId(id, number)
-                yield values[1], _fact(values)
+                yield after, str(values[1]), _fact(values)
 
-    def _add_events(self, session: Session, found: DayCounts, since: datetime, until: datetime) -> None:
+    def _add_events(
+        self, session: Session, found: DayCounts, events: Sequence[Row], passed: Collection[DeliveryId], since: datetime
+    ) -> None:
         opened = {
             DeliveryId(id, number): at
-            for id, number, at in session.many(_OPENED, since=since - _OPENED_BEFORE, until=until)
+            for id, number, at in session.many(_OPENED, since=since - _OPENED_BEFORE, until=since + _DAY)
         }
-        rows = session.many(_EVENTS, since=since, until=until, kinds=[kind.value for kind in OUTCOMES])
-        for start in range(0, len(rows), _BATCH):
-            some = rows[start : start + _BATCH]
+        for start in range(0, len(events), _BATCH):
+            some = events[start : start + _BATCH]
             facts = self._facts(session, {id for id, *_ in some})
             for id, number, kind, at in some:
                 key = DeliveryId(id, number)
                 first_opened = opened.get(key)
                 delay = at - first_opened if first_opened is not None and first_opened <= at else None
-                if key in facts:  # else it was removed in the meantime
+                if key in facts and (kind != EventKind.PASSED or key in passed):  # others were removed in the meantime
                     found.add(Outcome(kind), facts[key], delay)
 
     def _facts(self, session: Session, ids: set[UUID]) -> dict[DeliveryId, Fact]:
@@ -117,14 +125,14 @@ class SqlStatistics(Statistics):
 
     def reopen(self, day: date) -> None:
         with self._engine.reading() as session:
-            closed = _closed(session)
+            closed = last_closed(session)
         if closed is not None and closed >= day:
             with self._engine.writing() as session:
                 _set_closed(session, day - _DAY)
 
     def next_day(self) -> date | None:
         with self._engine.reading() as session:
-            closed = _closed(session)
+            closed = last_closed(session)
             oldest = session.one("select id from message order by id limit 1")
         if closed is not None:
             return closed + _DAY
@@ -180,7 +188,7 @@ class SqlStatistics(Statistics):
         with self._engine.reading() as session:
             next_day = "select day from daily_count where day > :after order by day limit 1"
             first = session.one(next_day, after=after.isoformat() if after else "")
-            closed = _closed(session)
+            closed = last_closed(session)
             if first is None or closed is None or date.fromisoformat(first[0]) > closed:
                 return None
             return date.fromisoformat(first[0]), [Count(*row) for row in session.many(select, day=first[0])]
@@ -194,7 +202,7 @@ class SqlStatistics(Statistics):
 def put_closed(session: Session, day: date, counts: Sequence[Count]) -> None:
     """Store the counts of a closed day without a line in the journal."""
     _put(session, day, counts)
-    if (closed := _closed(session)) is None or day > closed:
+    if (closed := last_closed(session)) is None or day > closed:
         _set_closed(session, day)
 
 
@@ -221,30 +229,31 @@ def _put(session: Session, day: date, counts: Sequence[Count]) -> None:
     """
     session.lock("statistics")
     rows = session.many(f"select {_COLUMNS} from daily_count where day = :day", day=day.isoformat())
-    present: dict[_Key, int] = {count[:5]: count.number for count in map(Count._make, rows)}
-    wanted: dict[_Key, int] = {count[:5]: count.number for count in counts}
+    present: dict[_Key, _Numbers] = {count[:5]: count[5:] for count in map(Count._make, rows)}
+    wanted: dict[_Key, _Numbers] = {count[:5]: count[5:] for count in counts}
     held = (ALL, Part.TOTAL.value, day.isoformat(), Outcome.HELD.value, "")
-    if wanted.get(held, 0) < present.get(held, 0):
+    if wanted.get(held, _NONE) < present.get(held, _NONE):
         wanted = _merged(present, wanted)
     gone = [Count(*key, 0)._asdict() for key in present.keys() - wanted.keys()]
-    changed = [Count(*key, number)._asdict() for key, number in wanted.items() if present.get(key) != number]
+    changed = [Count(*key, *numbers)._asdict() for key, numbers in wanted.items() if present.get(key) != numbers]
     if gone:
         session.execute_all(_DELETE, gone)
     if changed:
         session.execute_all(_UPSERT, changed)
 
 
-def _merged(present: Mapping[_Key, int], wanted: Mapping[_Key, int]) -> dict[_Key, int]:
+def _merged(present: Mapping[_Key, _Numbers], wanted: Mapping[_Key, _Numbers]) -> dict[_Key, _Numbers]:
     """Return the higher one of each number. The totals are those of all tiers, since each delivery has one."""
-    merged = {key: max(wanted.get(key, 0), present.get(key, 0)) for key in present.keys() | wanted.keys()}
+    merged = {key: max(wanted.get(key, _NONE), present.get(key, _NONE)) for key in present.keys() | wanted.keys()}
     totals = Counter[_Key]()
-    for (name, part, day, outcome, _), number in merged.items():
+    for (name, part, day, outcome, _), (number, _) in merged.items():
         if part == Part.TIER:
             totals[name, Part.TOTAL.value, day, outcome, ""] += number
-    return merged | totals
+    return merged | {key: (number, 0) for key, number in totals.items()}
 
 
-def _closed(session: Session) -> date | None:
+def last_closed(session: Session) -> date | None:
+    """Return the last closed day."""
     row = session.one("select value from setting where name = :name", name=_CLOSED)
     return date.fromisoformat(row[0]) if row else None
 
@@ -252,5 +261,5 @@ def _closed(session: Session) -> date | None:
 def _fact(values: Row | list[object]) -> Fact:
     recipient, _, tier, sender_domain, symbols = values
     name = domain(str(recipient)) if "@" in str(recipient) else ""
-    numbers = facets.unpack(symbols)[::2] if symbols else ()  # type: ignore[arg-type]
-    return Fact(name, str(tier or ""), str(sender_domain or ""), numbers)
+    numbers = facets.unpack(symbols) if symbols else ()  # type: ignore[arg-type]
+    return Fact(name, str(tier or ""), str(sender_domain or ""), numbers[::2], numbers[1::2])
