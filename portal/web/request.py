@@ -118,6 +118,10 @@ class Request:
         text: str = self._environ.get(f"HTTP_{name.upper().replace('-', '_')}", "")
         return text
 
+    def has_header(self, name: str) -> bool:
+        """Return whether the request has a header, which may be empty."""
+        return f"HTTP_{name.upper().replace('-', '_')}" in self._environ
+
     @property
     def user_agent(self) -> str:
         """The User-Agent header, "" if there is none."""

@@ -12,9 +12,15 @@ from urllib.parse import quote
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
 
 from portal.assemble import Parts
+from portal.web.api import frame
 from tests.paths import ROOT
 from tests.web.test_api import API, DOMAINS, FREE, client, name, token_of
 from tests.web_client import ROOT as MOUNT
@@ -91,3 +97,40 @@ def test_the_commands_of_the_docs_work(site: Site) -> None:
             )
             assert done.returncode == 0, (line, done.stdout, done.stderr)
             assert '"outcome":"failed"' not in done.stdout
+
+
+# A value that the document permits may still be rejected: it cannot say what a date or a network is.
+CHECKS = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+    checks.ignored_auth,
+    checks.unsupported_method,
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_answers_to_right_and_wrong_requests_are_as_documented(
+    site: Site, monkeypatch: pytest.MonkeyPatch, mode: GenerationMode
+) -> None:
+    for limit in ("REQUESTS_A_MINUTE", "REFUSALS_A_MINUTE"):
+        monkeypatch.setattr(frame, limit, 1_000_000)
+    site = Site(site.parts)
+    for _ in range(3):
+        site.hold()
+    schema = schemathesis.openapi.from_wsgi(f"{MOUNT}/api/v1/openapi.json", site.app)
+    headers = {"Authorization": f"Bearer {token_of(site)}"}
+    operations = [each.ok() for each in schema.get_all_operations()]
+    assert len(operations) == len(API) - len(FREE)
+    for operation in operations:
+
+        @seed(1)
+        @settings(max_examples=6, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def conforms(case: schemathesis.Case) -> None:
+            case.call_and_validate(headers=headers, checks=CHECKS)
+
+        conforms()

@@ -94,9 +94,9 @@ class Api:
             body = _content(request)
             given["body"] = _parsed(route.body, body)
         answer = partial(route.handler, caller, **given)
-        key = request.header("Idempotency-Key")
-        if route.body is None or not key:
+        if route.body is None or not request.has_header("Idempotency-Key"):
             return _json(_encoded(answer()))
+        key = request.header("Idempotency-Key")
         return self._once(caller, key, f"{request.path}?{request.query_string} ".encode() + body, answer)
 
     # ---- who calls

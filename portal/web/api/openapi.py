@@ -130,7 +130,7 @@ class Document:
             "description": f"{route.text}\n\nNeeds the permission `{route.permission}`.",
         }
         if route.body is not None:
-            schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21\\x23-\\x7e]+$"}
+            schema = {"type": "string", "minLength": 1, "maxLength": 257, "pattern": '^"?[\\x21\\x23-\\x7e]+"?$'}
             parameters.append({"name": "Idempotency-Key", "in": "header", "description": _KEY_TEXT, "schema": schema})
             content = {"schema": self._refs[route.body, "validation"], "example": json.loads(route.example)}
             found["requestBody"] = {"required": True, "content": {"application/json": content}}
