@@ -231,6 +231,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
             "admin/statistics?days=7",
             "admin/audit",
             "admin/tokens",
+            "api/v1/",
             "sign-in?ended=console",
         ),
         "admin/requests",

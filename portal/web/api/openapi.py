@@ -45,10 +45,10 @@ _OF_BODIES = {
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A value in the address of a route."""
+    """A value in the address or in a header of a request."""
 
     name: str
-    place: str  # "path" or "query"
+    place: str  # "path", "query" or "header"
     description: str
     schema: dict[str, Any]
     required: bool
@@ -98,10 +98,13 @@ class Document:
         return json.dumps(found, ensure_ascii=False, indent=1).encode() + b"\n"
 
     def parameters(self, route: Route) -> Iterator[Parameter]:
-        """Yield the values in the address of a route."""
+        """Yield the values in the address and the headers of a route's requests."""
         for name, each in route.names.items():
-            schema = {"type": "string", "pattern": f"^{each.pattern}$"}
-            yield Parameter(name, "path", each.description, schema, True, each.example)
+            pattern = {"type": "string", "pattern": f"^{each.pattern}$"}
+            yield Parameter(name, "path", each.description, pattern, True, each.example)
+        if route.body is not None:
+            visible = {"type": "string", "minLength": 1, "maxLength": 257, "pattern": '^"?[\\x21\\x23-\\x7e]+"?$'}
+            yield Parameter("Idempotency-Key", "header", _KEY_TEXT, visible, False)
         if route.query is None:
             return
         model = self._queries[route.query]
@@ -130,8 +133,6 @@ class Document:
             "description": f"{route.text}\n\nNeeds the permission `{route.permission}`.",
         }
         if route.body is not None:
-            schema = {"type": "string", "minLength": 1, "maxLength": 257, "pattern": '^"?[\\x21\\x23-\\x7e]+"?$'}
-            parameters.append({"name": "Idempotency-Key", "in": "header", "description": _KEY_TEXT, "schema": schema})
             content = {"schema": self._refs[route.body, "validation"], "example": json.loads(route.example)}
             found["requestBody"] = {"required": True, "content": {"application/json": content}}
         if parameters:

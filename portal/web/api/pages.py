@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bottle import HTTPResponse
@@ -20,10 +20,11 @@ from portal.web.request import Request
 
 @dataclass(frozen=True, slots=True)
 class ValueRow:
-    """A value of a request or an answer."""
+    """A value of a request or an answer. ``type`` is the name of the type that its kind refers to, "" for none."""
 
     name: str
     kind: str
+    type: str
     text: str
     required: bool
 
@@ -88,16 +89,16 @@ class ApiPages:
 
 
 def _row(document: Document, route: Route, url: str) -> RouteRow:
-    values = [
-        ValueRow(each.name, _kind(each.schema), each.description, each.required) for each in document.parameters(route)
-    ]
+    values = [_value(each.name, each.schema, each.description, each.required) for each in document.parameters(route)]
     if route.body is not None:
         values += _values(document.schemas[route.body.__name__])
+    # An answer has all of its values, so that "required" would say nothing.
+    answer = [replace(each, required=False) for each in _values(document.schemas[route.answer.__name__])]
     return RouteRow(
         route=route,
         anchor=route.operation,
         values=values,
-        answer=_values(document.schemas[route.answer.__name__]),
+        answer=answer,
         answer_name=route.answer.__name__,
         errors=document.errors(route),
         command=_command(route, url),
@@ -107,13 +108,19 @@ def _row(document: Document, route: Route, url: str) -> RouteRow:
 def _values(schema: Mapping[str, Any]) -> list[ValueRow]:
     required = schema.get("required", ())
     return [
-        ValueRow(name, _kind(each), each.get("description", ""), name in required)
+        _value(name, each, each.get("description", ""), name in required)
         for name, each in schema.get("properties", {}).items()
     ]
 
 
+def _value(name: str, schema: Mapping[str, Any], text: str, required: bool) -> ValueRow:
+    kinds = [schema, *schema.get("anyOf", ()), schema.get("items", {})]
+    type = next((str(each["$ref"]).rpartition("/")[2] for each in kinds if "$ref" in each), "")
+    return ValueRow(name, _kind(schema), type, text, required)
+
+
 def _kind(schema: Mapping[str, Any]) -> str:
-    """Return the type of a value in words: "string", "list of Found", "integer or null"."""
+    """Return the kind of a value in words: "string", "list of Found", "integer or null"."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "anyOf" in schema:
