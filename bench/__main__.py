@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench import (
+    api,
     beside,
     digests,
     facets,
@@ -48,6 +49,7 @@ MEASURES = {
     "list-files": lists.list_files,
     "list-postgres": lists.list_postgres,
     "facets-postgres": facets.facets_postgres,
+    "api-postgres": api.api_postgres,
     "stored-files": size.stored_files,
     "stored-postgres": size.stored_postgres,
     "memory": memory.memory,

@@ -62,7 +62,7 @@ def facets_postgres(effort: Effort) -> list[Row]:
         store = open_store(url)
         try:
             return [
-                _measured(f"{what}, {held:,} held, p50 / p99 in ms", call, bar, effort)
+                measured(f"{what}, {held:,} held, p50 / p99 in ms", call, bar, effort)
                 for what, call, bar in calls(store)
             ]
         finally:
@@ -206,7 +206,8 @@ def calls(store: Store) -> list[tuple[str, Callable[[], object], str]]:
     ]
 
 
-def _measured(what: str, call: Callable[[], object], bar: str, effort: Effort) -> Row:
+def measured(what: str, call: Callable[[], object], bar: str, effort: Effort) -> Row:
+    """Measure a call: the median and the 99th percentile of each round, in ms."""
     rounds = []
     call()
     for _ in range(effort.rounds):

@@ -67,14 +67,16 @@ class ApiPages:
         self._check(request)
         request.language = self._pages.parts.render.language_for("en")
         document, url = self._made(), request.site.url.rstrip("/") + PREFIX
+        shown = {each.__name__ for route in self._table for each in (route.answer, route.body) if each is not None}
         return self._pages.page(
             request,
             "api",
             url=url,
             routes=[_row(document, route, url) for route in self._table],
-            models=[
-                (name, schema.get("description", ""), _values(schema), schema.get("enum", ()))
+            types=[
+                (name, schema.get("description", ""), _answer(schema), schema.get("enum", ()))
                 for name, schema in document.schemas.items()
+                if name not in shown
             ],
         )
 
@@ -92,13 +94,11 @@ def _row(document: Document, route: Route, url: str) -> RouteRow:
     values = [_value(each.name, each.schema, each.description, each.required) for each in document.parameters(route)]
     if route.body is not None:
         values += _values(document.schemas[route.body.__name__])
-    # An answer has all of its values, so that "required" would say nothing.
-    answer = [replace(each, required=False) for each in _values(document.schemas[route.answer.__name__])]
     return RouteRow(
         route=route,
         anchor=route.operation,
         values=values,
-        answer=answer,
+        answer=_answer(document.schemas[route.answer.__name__]),
         answer_name=route.answer.__name__,
         errors=document.errors(route),
         command=_command(route, url),
@@ -111,6 +111,11 @@ def _values(schema: Mapping[str, Any]) -> list[ValueRow]:
         _value(name, each, each.get("description", ""), name in required)
         for name, each in schema.get("properties", {}).items()
     ]
+
+
+def _answer(schema: Mapping[str, Any]) -> list[ValueRow]:
+    """Return the values of an answer. It has all of them, so "required" would say nothing."""
+    return [replace(each, required=False) for each in _values(schema)]
 
 
 def _value(name: str, schema: Mapping[str, Any], text: str, required: bool) -> ValueRow:
