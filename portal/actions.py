@@ -374,6 +374,15 @@ class Actions(Mailing):
             DeliveryId(id, number), State.HELD, {State.BLOCKED}, actor, self.now(), kind=EventKind.UNBLOCKED
         )
 
+    def reannounce(self, id: UUID, number: int, actor: Actor, *, reason: str = "") -> Delivery:
+        """Put a held delivery into the next digest of its readers again. ``reason``: for the audit.
+
+        Raises NotFound, AlreadyDone, NotAllowed.
+        """
+        key = DeliveryId(id, number)
+        _check_recipient(self.store.deliveries.get(key))
+        return self.store.deliveries.reannounce(key, actor, self.now(), detail=reason)
+
     def request_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Record a request to release a delivery and queue a mail to those who decide, in one transaction.
 

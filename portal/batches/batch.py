@@ -27,6 +27,11 @@ class Act(StrEnum):
     DELETE = "delete"
     RESTORE = "restore"
     REQUEST = "ask"  # request release
+    REFUSE = "refuse"  # deny release requests
+    REANNOUNCE = "reannounce"  # put into the next digest again
+
+
+READER_ACTS = (Act.RELEASE, Act.DELETE, Act.RESTORE, Act.REQUEST)  # of batches; the others are for staff
 
 
 class Outcome(StrEnum):
@@ -37,6 +42,8 @@ class Outcome(StrEnum):
     DELETED = "deleted"
     RESTORED = "restored"
     REQUESTED = "requested"
+    REFUSED = "refused"
+    REANNOUNCED = "reannounced"
     TO_CHECK = "to-check"  # suspicious, and the reader did not confirm its release
     NOT_ALLOWED = "not-allowed"  # only an administrator may release it
     NOT_NEEDED = "not-needed"  # no release was requested, since the reader may release it
@@ -49,7 +56,12 @@ class Outcome(StrEnum):
         return self in _DONE
 
 
-_DONE = frozenset({Outcome.RELEASED, Outcome.RELEASING, Outcome.DELETED, Outcome.RESTORED, Outcome.REQUESTED})
+_DONE = frozenset(
+    {
+        *(Outcome.RELEASED, Outcome.RELEASING, Outcome.DELETED, Outcome.RESTORED, Outcome.REQUESTED),
+        *(Outcome.REFUSED, Outcome.REANNOUNCED),
+    }
+)
 # The outcome of an action that was performed, by the state of the delivery afterwards.
 DONE_IN_STATE = {
     (Act.RELEASE, State.RELEASED): Outcome.RELEASED,
@@ -57,6 +69,8 @@ DONE_IN_STATE = {
     (Act.DELETE, State.DELETED): Outcome.DELETED,
     (Act.RESTORE, State.HELD): Outcome.RESTORED,
     (Act.REQUEST, State.REQUESTED): Outcome.REQUESTED,
+    (Act.REFUSE, State.HELD): Outcome.REFUSED,
+    (Act.REANNOUNCE, State.HELD): Outcome.REANNOUNCED,
 }
 
 

@@ -1,4 +1,4 @@
-"""A mass act: staff release, delete or restore everything that a search finds. Values and their JSON, without I/O.
+"""A mass act: staff release, delete … everything that a search finds. Values and their JSON, without I/O.
 
 Like a batch of a reader it is a background job (`store.jobs`). The search is kept with the time of the confirmation as
 its end, so mail that arrives later is not included.
@@ -19,12 +19,14 @@ from portal.stores.records import Command, Job, Total
 
 KIND = "mass"  # of the job
 UNDO_SECONDS = 60  # before a mass act of the console begins
-ACTS = (Act.RELEASE, Act.DELETE, Act.RESTORE)
+ACTS = (Act.RELEASE, Act.DELETE, Act.RESTORE, Act.REFUSE, Act.REANNOUNCE)
 # The states that each changes. Unlike a single action by an operator, it leaves what recipients have deleted.
 STATES = {
     Act.RELEASE: frozenset({State.HELD, State.BLOCKED, State.REQUESTED}),
     Act.DELETE: frozenset({State.HELD, State.BLOCKED, State.REQUESTED}),
     Act.RESTORE: frozenset({State.DELETED}),
+    Act.REFUSE: frozenset({State.REQUESTED}),
+    Act.REANNOUNCE: frozenset({State.HELD}),
 }
 
 

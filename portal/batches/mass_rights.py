@@ -11,11 +11,15 @@ from portal.model.staff import EVERYWHERE
 from portal.policy.staff import Member, Permission, Staff
 from portal.policy.tokens import Tokens
 
+_RELEASE = (Permission.RELEASE_SPAM, Permission.RELEASE_SUSPICIOUS, Permission.RELEASE_DANGEROUS)
 PERMISSIONS = {  # of which one is needed somewhere
-    Act.RELEASE: (Permission.RELEASE_SPAM, Permission.RELEASE_SUSPICIOUS, Permission.RELEASE_DANGEROUS),
+    Act.RELEASE: _RELEASE,
     Act.DELETE: (Permission.DELETE,),
     Act.RESTORE: (Permission.RESTORE,),
+    Act.REFUSE: _RELEASE,  # who may approve a request denies it
+    Act.REANNOUNCE: (Permission.MANAGE_RECIPIENTS,),
 }
+_NEED_RECIPIENT = (Act.RELEASE, Act.REANNOUNCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,11 @@ class MassRights:
         """
         if state not in STATES[act]:
             return Obstacle.STATE
-        if act is Act.RELEASE and not host:
+        if act in _NEED_RECIPIENT and not host:
             return Obstacle.NO_RECIPIENT
         if member is None:
             return None
-        if act is Act.RELEASE:
+        if PERMISSIONS[act] is _RELEASE:
             may = self.staff.may_release_tier(member, tier, host)
         else:
             may = any(self.staff.may(member, permission, host) for permission in PERMISSIONS[act])

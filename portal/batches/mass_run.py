@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -303,19 +303,25 @@ class _Run:
         member, act, actor = self._member(), self._mass.act, actor_of(self._job.id, self._job.actor)
         if act is Act.RELEASE:
             return self._release(actions, delivery, member, actor)
+        if act is Act.REFUSE:
+            self._check_decision(member, delivery)
+            return actions.refuse_request(delivery.id, delivery.number, actor, self._mass.reason)
         if member is not None and not any(self._staff.may_for(member, each, delivery) for each in PERMISSIONS[act]):
             raise NotAllowed("the role of the person who confirmed this does not permit it")
-        method = Actions.delete if act is Act.DELETE else Actions.restore
-        return method(actions, delivery.id, delivery.number, actor)
+        return _METHODS[act](actions, delivery.id, delivery.number, actor)
+
+    def _check_decision(self, member: Member | None, delivery: Delivery) -> None:
+        """Raise NotAllowed unless the person who confirmed this may decide about the release of a delivery."""
+        if member is not None:
+            self._staff.check_release(member, delivery)
+        elif self._staff.decides_own(identity(self._job.actor.name), delivery):
+            raise NotAllowed(NOT_YOURS)
 
     def _release(self, actions: Actions, delivery: Delivery, member: Member | None, actor: Actor) -> Delivery:
         def check(found: Delivery) -> None:
             if found.state not in STATES[Act.RELEASE]:  # its recipient has deleted it a moment ago
                 raise AlreadyDone("it is in another state by now", found)
-            if member is not None:
-                self._staff.check_release(member, found)
-            elif self._staff.decides_own(identity(self._job.actor.name), found):
-                raise NotAllowed(NOT_YOURS)
+            self._check_decision(member, found)
 
         try:
             return actions.release(delivery.id, delivery.number, actor, operator=True, check=check)
@@ -323,3 +329,10 @@ class _Run:
             if isinstance(error, RelayUnreachable) or error.portal_rejected:
                 self._waits_for = Waiting.MAIL_SERVER  # now: other threads would begin more
             raise
+
+
+_METHODS: Mapping[Act, Callable[[Actions, UUID, int, Actor], Delivery]] = {
+    Act.DELETE: Actions.delete,
+    Act.RESTORE: Actions.restore,
+    Act.REANNOUNCE: Actions.reannounce,
+}

@@ -27,6 +27,8 @@ _EVENTS = {
     Act.DELETE: (EventKind.DELETED,),
     Act.RESTORE: (EventKind.RESTORED,),
     Act.REQUEST: (EventKind.REQUESTED,),
+    Act.REFUSE: (EventKind.REFUSED,),
+    Act.REANNOUNCE: (EventKind.REANNOUNCED,),
 }
 # The outcome of a release that has ended without success, by its event: the delivery is held again.
 _FAILURES = {EventKind.FAILED: Outcome.FAILED, EventKind.STOPPED: Outcome.NOT_ALLOWED}

@@ -23,7 +23,7 @@ _MODULES = {  # of portal/cli, with their commands
     "domains": ("domains",),
     "jobs": ("jobs",),
     "listing": ("list",),
-    "messages": ("confirm-spam", "delete", "meta", "print", "refuse", "release", "restore", "unlearn"),
+    "messages": ("confirm-spam", "delete", "meta", "print", "reannounce", "refuse", "release", "restore", "unlearn"),
     "moving": ("copy", "import-original", "reindex"),
     "recipients": ("forget", "recipient"),
     "rules": ("rules",),

@@ -51,17 +51,28 @@ _WHY_NOT = {
 _OPTIONS = ("matching", "dry_run", "reason", "yes")
 
 
-def matching_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a mass act. ``recipient`` is the command's own."""
-    for option in (
-        criteria_options(without=("recipient",)),
-        click.option("--yes", is_flag=True, help="With --matching: do not ask for confirmation."),
-        click.option("--reason", type=FILLED, help="With --matching: the reason, for the audit. Required."),
-        click.option("--dry-run", is_flag=True, help="With --matching: print what would be done, and change nothing."),
-        click.option("--matching", is_flag=True, help="Act on all messages that the other options find."),
-    ):
-        command = option(command)
-    return command
+def matching_options(
+    *, reason: str = "With --matching: the reason, for the audit. Required."
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options of a mass act. ``recipient`` is the command's own.
+
+    ``reason``: the help of the option.
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            criteria_options(without=("recipient",)),
+            click.option("--yes", is_flag=True, help="With --matching: do not ask for confirmation."),
+            click.option("--reason", type=FILLED, help=reason),
+            click.option(
+                "--dry-run", is_flag=True, help="With --matching: print what would be done, and change nothing."
+            ),
+            click.option("--matching", is_flag=True, help="Act on all messages that the other options find."),
+        ):
+            command = option(command)
+        return command
+
+    return add
 
 
 def is_matching(ids: Sequence[str], options: Mapping[str, Any]) -> bool:
@@ -83,7 +94,7 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
     if not typed:
         raise WrongCall("--matching needs at least one thing to search for, like --symbol or --since.")
     if not options["reason"] and not options["dry_run"]:
-        raise WrongCall("Give a --reason for the audit, or look first with --dry-run.")
+        raise WrongCall("Give a --reason, or look first with --dry-run.")
     wanted = typed_filter(typed)
     with open_parts() as parts:
         masses, wanted = _masses(parts), with_extension(parts, wanted, typed)
@@ -163,7 +174,7 @@ def _masses(parts: Parts) -> MassActs:
 
 @click.group()
 def jobs() -> None:
-    """Releases, deletions and restorations of all messages that a search found."""
+    """Releases, deletions and so on of all messages that a search found."""
 
 
 @jobs.command("list")

@@ -113,7 +113,7 @@ def print_(id: str) -> None:
 @click.option(
     "--again", is_flag=True, help="Release it even if it was released before, for example because it was lost."
 )
-@matching_options
+@matching_options()
 @guarded
 def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool, **matching: Any) -> None:
     """Send held messages to their recipients now: those with these ids, or with --matching all that a search finds."""
@@ -153,7 +153,7 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
 @click.command()
 @click.argument("ids", type=FILLED, nargs=-1, metavar="[ID …]")
 @click.option("--recipient", type=FILLED, help="Only this recipient's delivery; else all deliveries of the message.")
-@matching_options
+@matching_options()
 @guarded
 def delete(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
     """Delete messages, or with --matching all that a search finds. Until they are purged, `restore` undoes it."""
@@ -166,7 +166,7 @@ def delete(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
 @click.command()
 @click.argument("ids", type=FILLED, nargs=-1, metavar="[ID …]")
 @click.option("--recipient", type=FILLED, help="Only this recipient's delivery; else all deliveries of the message.")
-@matching_options
+@matching_options()
 @guarded
 def restore(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
     """Undo `delete` for messages, or with --matching for all that a search finds."""
@@ -218,22 +218,45 @@ def unlearn(ids: Sequence[str]) -> None:
 
 
 @click.command()
-@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
-@click.option("--recipient", type=FILLED, help="The recipient; required if a message has several recipients.")
-@click.option("--reason", type=FILLED, required=True, help="The reason, which the recipients can read.")
+@click.argument("ids", type=FILLED, nargs=-1, metavar="[ID …]")
+@click.option("--recipient", type=FILLED, help="Only this recipient's delivery; else all deliveries of the message.")
+@matching_options()
 @guarded
-def refuse(ids: Sequence[str], recipient: str | None, reason: str) -> None:
-    """Deny recipients' release requests for dangerous messages."""
+def reannounce(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
+    """Put held messages into the next digest again, or with --matching all that a search finds."""
+    if is_matching(ids, matching):
+        act_on_matching(Act.REANNOUNCE, recipient, matching)
+        return
+
+    def announce(parts: Parts, delivery: Delivery) -> Delivery:
+        return parts.actions.reannounce(delivery.id, delivery.number, current_operator())
+
+    _apply_to_each(ids, recipient, announce, result="in the next digest again")
+
+
+@click.command()
+@click.argument("ids", type=FILLED, nargs=-1, metavar="[ID …]")
+@click.option("--recipient", type=FILLED, help="The recipient; required if a message has several recipients.")
+@matching_options(reason="The reason, which the recipients can read. Required.")
+@guarded
+def refuse(ids: Sequence[str], recipient: str | None, reason: str | None, **matching: Any) -> None:
+    """Deny release requests: those for these messages, or with --matching all that a search finds."""
+    if is_matching(ids, matching):
+        act_on_matching(Act.REFUSE, recipient, {**matching, "reason": reason})
+        return
+    if reason is None:
+        raise WrongCall("Give a --reason, which the recipients can read.")
+    text = shown(reason, 500)
 
     def deny(parts: Parts, delivery: Delivery) -> Delivery:
         if parts.staff.decides_own(identity(current_operator().name), delivery):
             raise NotAllowed(NOT_YOURS)
-        return parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), shown(reason, 500))
+        return parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), text)
 
     _apply_to_each(ids, recipient, deny, to_all=None, result="refused")
 
 
-COMMANDS = (meta, print_, release, delete, restore, confirm_spam, unlearn, refuse)
+COMMANDS = (meta, print_, release, delete, restore, confirm_spam, unlearn, reannounce, refuse)
 
 
 # ---- selection of messages and deliveries

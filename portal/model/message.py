@@ -276,6 +276,7 @@ class EventKind(StrEnum):
     PASSED = "passed"  # an allow rule let it through
     BLOCKED = "blocked"  # a block rule keeps it out of the digests
     UNBLOCKED = "unblocked"  # it counts as held from now on
+    REANNOUNCED = "reannounced"  # it is put into the next digest again
     ASKED = "asked"  # a reader asked the administrator about it, with the question that the detail has
     DOWNLOADED = "downloaded"  # a reader took the message, or the attachment that the detail names, as a file
 

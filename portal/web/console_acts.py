@@ -1,4 +1,4 @@
-"""The acts of staff on one message: release, delete, restore, deny a request, send its recipient a link to it.
+"""The acts of staff on one message: release, delete, restore, deny a request, announce it again, mail a link to it.
 
 Each act checks the role for the recipient's domain again; a release does so right before the claim, under the lock of
 the delivery's row. The reason that somebody typed is in the history for staff and in the audit.
@@ -27,7 +27,12 @@ from portal.web.results import keep
 
 log = logging.getLogger("quarantine.staff")
 
-_PERMISSIONS = {"delete": Permission.DELETE, "restore": Permission.RESTORE, "link": Permission.SEND_LINK}
+_PERMISSIONS = {
+    "delete": Permission.DELETE,
+    "restore": Permission.RESTORE,
+    "reannounce": Permission.MANAGE_RECIPIENTS,
+    "link": Permission.SEND_LINK,
+}
 _DECISIONS = ("release", "again", "deny")
 
 
@@ -106,6 +111,8 @@ class ConsoleActs:
                     actions.delete(id, number, actor, reason=reason)
                 case "restore":
                     actions.restore(id, number, actor, reason=reason)
+                case "reannounce":
+                    actions.reannounce(id, number, actor, reason=reason)
                 case "deny":
                     actions.refuse_request(id, number, actor, reason)
                 case _:

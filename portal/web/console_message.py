@@ -51,6 +51,7 @@ _RESULTS = {
     ("delete", State.DELETED): (True, N_("Deleted.")),
     ("restore", State.HELD): (True, N_("Deletion undone. The message is held again.")),
     ("deny", State.HELD): (True, N_("Denied. The recipient gets a mail with the reason.")),
+    ("reannounce", State.HELD): (True, N_("The next digest lists this message again.")),
     ("link", None): (True, N_("A link to this message is on its way to the recipient. It is valid for 15 minutes.")),
     ("link-limit", None): (False, N_("No link was sent: one was sent a moment ago. Try again in some minutes.")),
     ("late", None): (False, N_("Not changed: somebody acted on this message before.")),
@@ -140,6 +141,8 @@ class ConsoleMessage:
             yield "delete", N_("Delete")
         if state is State.DELETED and self.may(staff, Permission.RESTORE, delivery):
             yield "restore", N_("Undo deletion")
+        if delivery.recipient and state is State.HELD and self.may(staff, Permission.MANAGE_RECIPIENTS, delivery):
+            yield "reannounce", N_("Put into the next digest")
         if self._parts.people.readers(delivery.recipient) and self.may(staff, Permission.SEND_LINK, delivery):
             yield "link", N_("Send link to recipient")
 

@@ -81,6 +81,8 @@ _ACTS_ON_ALL = {
     Act.RELEASE: N_("Release all…"),
     Act.DELETE: N_("Delete all…"),
     Act.RESTORE: N_("Restore all…"),
+    Act.REFUSE: N_("Deny all requests…"),
+    Act.REANNOUNCE: N_("Put all into the next digest…"),
 }
 _CHOICES = {
     "tier": [(each.value, text) for each, text in TIER_NAMES.items()],

@@ -36,6 +36,7 @@ EVENTS_IN_WORDS = {
     EventKind.PASSED: N_("Let through %(by)s."),
     EventKind.BLOCKED: N_("Blocked %(by)s."),
     EventKind.UNBLOCKED: N_("Moved to held messages %(by)s."),
+    EventKind.REANNOUNCED: N_("Put into the next digest again %(by)s."),
     EventKind.ASKED: N_("Administrator asked %(by)s."),
     EventKind.DOWNLOADED: N_("Message downloaded %(by)s."),
 }

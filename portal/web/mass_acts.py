@@ -1,4 +1,4 @@
-"""`/admin/jobs/…`: release, delete or restore everything that a search finds, and how far that is.
+"""`/admin/jobs/…`: release, delete … everything that a search finds, and how far that is.
 
 A search of the console leads to a page that counts what would be done and what not, and why. Confirming it makes a
 background job, which begins after a minute and whose page has buttons to pause, resume, cancel and retry.
@@ -34,7 +34,27 @@ from portal.web.rows import Viewer
 PATH = "/admin/jobs/"
 _REFRESH_SECONDS = 5
 _LATE_SECONDS = 60  # longer than a job waits for its turn
-_NAMES = {Act.RELEASE: N_("Release"), Act.DELETE: N_("Delete"), Act.RESTORE: N_("Restore")}
+_NAMES = {
+    Act.RELEASE: N_("Release"),
+    Act.DELETE: N_("Delete"),
+    Act.RESTORE: N_("Restore"),
+    Act.REFUSE: N_("Deny request"),
+    Act.REANNOUNCE: N_("Put into the next digest"),
+}
+_HEADINGS = {
+    Act.RELEASE: N_("Release all messages found"),
+    Act.DELETE: N_("Delete all messages found"),
+    Act.RESTORE: N_("Restore all messages found"),
+    Act.REFUSE: N_("Deny all release requests found"),
+    Act.REANNOUNCE: N_("Put all messages found into the next digest"),
+}
+_BUTTONS = {
+    Act.RELEASE: N_("Release all"),
+    Act.DELETE: N_("Delete all"),
+    Act.RESTORE: N_("Restore all"),
+    Act.REFUSE: N_("Deny all"),
+    Act.REANNOUNCE: N_("Put all into the next digest"),
+}
 _STATUS_NAMES = {
     Status.SCHEDULED: N_("Starts soon"),
     Status.RUNNING: N_("Running"),
@@ -57,6 +77,8 @@ _OUTCOME_NAMES = {
     Outcome.RELEASING: N_("Release in progress"),
     Outcome.DELETED: N_("Deleted"),
     Outcome.RESTORED: N_("Restored"),
+    Outcome.REFUSED: N_("Denied"),
+    Outcome.REANNOUNCED: N_("In the next digest"),
     Outcome.NOT_ALLOWED: N_("Not permitted"),
     Outcome.CHANGED: N_("Changed by somebody else before"),
     Outcome.FAILED: N_("Errors"),
@@ -148,6 +170,8 @@ class MassActPages:
             "mass-act",
             status,
             act=act,
+            heading=_HEADINGS[act],
+            button=_BUTTONS[act],
             form=uuid4(),
             search=search.query(),
             criteria=shown_criteria(search, viewer),
@@ -190,6 +214,7 @@ class MassActPages:
             request,
             staff,
             "job",
+            heading=_HEADINGS[found.mass.act],
             row=_job_row(found, viewer),
             found=found,
             search=f"?{found.mass.query}",

@@ -18,8 +18,9 @@ from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
 from portal.web.request import Request
 
-# Of staff: a link to the message was sent or not, a request was denied, somebody else acted before.
-STAFF_ACTS = ("link", "link-limit", "deny", "late")
+# Of staff: a link to the message was sent or not, a request was denied, the next digest lists the message again,
+# somebody else acted before.
+STAFF_ACTS = ("link", "link-limit", "deny", "reannounce", "late")
 ACTS = ("release", "again", "wait", "delete", "spam", "restore", "unblock", "ask", "question", "asked", *STAFF_ACTS)
 _COOKIE = "result"
 _SECONDS = 300

@@ -12,7 +12,7 @@ from uuid import UUID
 from bottle import HTTPResponse
 
 from portal.actions import RELEASABLE
-from portal.batches.batch import Act, Batch, Progress, Selection
+from portal.batches.batch import READER_ACTS, Act, Batch, Progress, Selection
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
 from portal.model.message import Delivery, DeliveryId, Tier, new_id
@@ -118,7 +118,7 @@ class Selections:
         is_one_row = act != ""
         if not is_one_row:
             act, names = request.form("do"), " ".join(request.all_of_form("mail"))
-        if act not in tuple(Act):
+        if act not in READER_ACTS:
             return None
         view = Listing.of_query(place).view
         if (

@@ -401,6 +401,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "print": ("4Abc1",),
     "stats": (),
     "purge": (),
+    "reannounce": ("4Abc1",),
     "refuse": ("4Abc1", "--reason", "no"),
     "reindex": (),
     "release": ("4Abc1",),

@@ -22,10 +22,10 @@ from portal.batches.mass_run import MassActs
 from portal.cli import jobs as cli_jobs
 from portal.cli import main
 from portal.model.clock import utc_now
-from portal.model.message import Filter, State, Symbol
+from portal.model.message import DeliveryId, Filter, State, Symbol, Tier
 from portal.settings import load
 from portal.stores import Store
-from tests.builders import ALICE, BY_OPERATOR, hold
+from tests.builders import ALICE, BY_LINK, BY_OPERATOR, hold
 from tests.paths import ROOT
 from tests.smtp_server import SmtpServer
 
@@ -135,6 +135,21 @@ def test_a_deletion_of_all_is_undone(run: Run, store: Store, monkeypatch: pytest
     assert (restored["act"], restored["status"]) == ("restore", "finished")
 
 
+def test_requests_are_denied_and_messages_announced_again(run: Run, store: Store) -> None:
+    found = [hold(store, recipients=(ALICE,), symbols=NEW_RULE, tier=Tier.DANGEROUS) for _ in range(2)]
+    with digest_process() as parts:
+        for each in found:
+            parts.actions.request_release(each.id, 0, BY_LINK)
+        done = run("refuse", "--matching", "--symbol", "NEW_RULE", "--reason", "It is a virus.", "--yes")
+        assert (done.exit_code, "refused: 2" in done.output) == (0, True), done.output
+        assert {store.deliveries.of_message(each.id)[0].reason for each in found} == {"It is a virus."}
+        done = run("reannounce", "--matching", "--symbol", "NEW_RULE", "--reason", "overlooked", "--yes")
+        assert (done.exit_code, "reannounced: 2" in done.output) == (0, True), done.output
+    done = run("reannounce", str(found[0].id))
+    assert done.output == f"{found[0].id} {ALICE}: in the next digest again\n"
+    assert [each.kind for each in store.deliveries.history(DeliveryId(found[0].id, 0))][-2:] == ["reannounced"] * 2
+
+
 def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     held = hold(store, recipients=(ALICE,), symbols=NEW_RULE)
 
@@ -159,6 +174,8 @@ def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, mon
         (("release",), "Give the id of a message, or --matching"),
         (("release", "--matching", "--reason", "x", "--yes"), "at least one thing to search for"),
         (("release", "--matching", "--symbol", "NEW_RULE"), "Give a --reason"),
+        (("refuse", "--matching", "--symbol", "NEW_RULE"), "Give a --reason"),
+        (("refuse", "4Abc1"), "Give a --reason"),
         (("release", "--matching", "--symbol", "NEW_RULE", "--reason", "x"), "Confirm with --yes"),
         (("release", "--matching", "--symbol", "NEW_RULE", "--all", "--dry-run"), "not for --matching"),
         (("release", "--matching", "--symbol", "NEW_RULE", "4Abc1"), "Use either ids or --matching"),

@@ -10,19 +10,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import timedelta
+from email import message_from_bytes
+from email.policy import default
 from ipaddress import ip_network
 from uuid import UUID, uuid4
 
 import pytest
 
 from digest.housekeeping import run_mass_acts
+from digest.run import send_all, send_due
 from portal.batches.batch import Act, Outcome, Progress, actor_of, criteria_from_json, criteria_to_json
 from portal.batches.mass import MassAct, Obstacle, Status, View, Waiting
 from portal.batches.mass_run import MassActs
 from portal.batches.parallel import retry_due
 from portal.model.audit import AuditFilter
 from portal.model.errors import RelayRefused
-from portal.model.message import Actor, ActorKind, DeliveryId, Filter, State, Tier, new_id
+from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Filter, Reader, State, Tier, new_id
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.token import Scope
 from portal.policy.tokens import TokenRequest
@@ -49,7 +52,7 @@ def relay() -> Iterator[SmtpServer]:
 
 @pytest.fixture
 def site(make_parts: MakeParts, relay: SmtpServer) -> Site:
-    return Site(make_parts(relay__url=relay.url, local_domains=("example.org", "example.net")))
+    return Site(make_parts(relay__url=relay.url, mail__url=relay.url, local_domains=("example.org", "example.net")))
 
 
 def masses(site: Site) -> MassActs:
@@ -78,6 +81,24 @@ def states(site: Site, found: list[Held]) -> list[State]:
 
 def hold(site: Site, count: int = 3, **more: object) -> list[Held]:
     return [site.hold(recipients=(ALICE,), subject=f"Offer {n}", **more) for n in range(count)]  # type: ignore[arg-type]
+
+
+def announced(site: Site) -> set[UUID]:
+    """Send all digests now. Return the messages that they announce."""
+    found = {each.id for each in site.store.digests.unannounced(Reader(ALICE), 100)}
+    sent = send_all(site.parts, site.now).sent
+    assert len(sent) == bool(found), sent
+    return found
+
+
+def sent_mails(site: Site) -> list[tuple[str, str]]:
+    """Take all mails of the outbox, each with its address and text."""
+    found: list[tuple[str, str]] = []
+    while True:
+        with site.store.outbox.sending(site.now) as mail:
+            if mail is None:
+                return found
+            found.append((mail.to, message_from_bytes(mail.mail, policy=default).get_content()))
 
 
 def give(site: Site, role: Role, domain: str = EVERYWHERE) -> None:
@@ -157,6 +178,38 @@ def test_a_deletion_of_all_is_undone_by_a_restoration_of_all(site: Site) -> None
     assert states(site, found) == [State.DELETED] * 3
     assert run(site, start(site, Act.RESTORE)).progress.counts == {Outcome.RESTORED: 3}
     assert states(site, found) == [State.HELD] * 3
+
+
+def test_release_requests_are_denied_with_a_mail_for_each(site: Site) -> None:
+    give(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    found = hold(site, 2, tier=Tier.SUSPICIOUS)
+    dangerous = hold(site, 1, tier=Tier.DANGEROUS)[0]
+    own = site.hold(recipients=(MALLORY,), tier=Tier.SUSPICIOUS)
+    for each in (*found, dangerous, own):
+        site.parts.actions.request_release(each.id, 0, BY_LINK)
+    other = hold(site, 1)
+    sent_mails(site)
+    shown = run(site, start(site, Act.REFUSE, member=MALLORY))
+    assert shown.progress.counts == {Outcome.REFUSED: 2, Outcome.NOT_ALLOWED: 2}
+    assert states(site, [*found, dangerous, own, *other]) == [
+        *[State.HELD] * 2, State.REQUESTED, State.REQUESTED, State.HELD
+    ]  # fmt: skip
+    assert site.delivery(found[0]).reason == "Bayes was wrong."
+    assert [to for to, _ in sent_mails(site)] == [ALICE] * 2
+
+
+def test_held_messages_are_put_into_the_next_digest_again(site: Site) -> None:
+    found, other = hold(site), site.hold(recipients=(ALICE,), symbols=())
+    deleted = hold(site, 1)[0]
+    assert announced(site) == {each.id for each in (*found, other, deleted)}
+    site.parts.actions.delete(deleted.id, 0, BY_LINK)
+    assert announced(site) == set()
+    shown = run(site, start(site, Act.REANNOUNCE))
+    assert shown.progress.counts == {Outcome.REANNOUNCED: 3}
+    assert states(site, found) == [State.HELD] * 3
+    assert send_due(site.parts, site.now).sent == [], "not before the next time of the schedule"
+    assert announced(site) == {each.id for each in found}
+    assert (site.history(found[0])[-1].kind, announced(site)) == (EventKind.REANNOUNCED, set())
 
 
 def test_a_dry_run_says_what_will_not_be_done_and_why(site: Site) -> None:
@@ -301,6 +354,7 @@ def test_without_a_mail_server_the_job_waits_and_says_so(site: Site, relay: Smtp
 _WORKER = """
 import time
 from digest.housekeeping import run_mass_acts
+from digest.run import send_all, send_due
 from portal.assemble import assemble
 from portal.model.clock import utc_now
 from portal.settings import load

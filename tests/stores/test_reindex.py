@@ -159,6 +159,23 @@ def test_announced_mail_is_not_announced_again(open_store: Callable[[], FileStor
     assert [d.id for d in store.digests.unannounced(Reader(ALICE), 10)] == [new.id]
 
 
+def test_what_was_put_into_the_next_digest_again_stays_there(open_store: Callable[[], FileStore], run: Run) -> None:
+    store = open_store()
+    held = [hold(store, recipients=[ALICE]) for _ in range(2)]
+    with digesting(store, ALICE, now(), 10, ignore_schedule=True):
+        pass
+    store.deliveries.reannounce(DeliveryId(held[0].id, 0), BY_OPERATOR, now())
+    store.close()
+    run()
+    store = open_store()
+    assert [d.id for d in store.digests.unannounced(Reader(ALICE), 10)] == [held[0].id]
+    with digesting(store, ALICE, now(), 10, ignore_schedule=True):
+        pass
+    store.close()
+    run()
+    assert open_store().digests.unannounced(Reader(ALICE), 10) == []
+
+
 def test_truncated_and_unknown_lines_affect_nothing_else(
     folder: Path, open_store: Callable[[], FileStore], run: Run
 ) -> None:

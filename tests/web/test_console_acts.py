@@ -9,7 +9,7 @@ import pytest
 
 from portal.assemble import Parts
 from portal.model.audit import AuditFilter
-from portal.model.message import State, Tier
+from portal.model.message import Reader, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, body, export, mail
@@ -183,3 +183,19 @@ def test_other_forms_change_nothing(site: Site) -> None:
     assert act(browser, held, "release", form_token="x").status == 403
     assert act(staff(site, Role.DOMAIN_ADMINISTRATOR, "example.net", BOB), held, "delete").status == 404
     assert len(site.history(held)) == 1
+
+
+def test_a_held_message_is_put_into_the_next_digest_again(site: Site) -> None:
+    held = site.hold(recipients=(ALICE,))
+    [digest] = site.store.digests.claim(site.now, 1, 10, only=[ALICE], ignore_schedule=True).digests
+    site.store.digests.settle([digest], [], site.now)
+    assert site.store.digests.unannounced(Reader(ALICE), 5) == []
+    assert act(staff(site, Role.HELP_DESK), held, "reannounce").status == 403
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org", BOB)
+    assert "Put into the next digest" in browser.get(f"/admin/messages/{held.id}.0/").text
+    page = page_after(browser, held, "reannounce", reason="It was overlooked.")
+    assert "The next digest lists this message again." in page
+    assert [each.id for each in site.store.digests.unannounced(Reader(ALICE), 5)] == [held.id]
+    assert ("reannounced", BOB, "It was overlooked.") in audited(site, held)
+    site.parts.actions.delete(held.id, 0, BY_LINK)
+    assert 'value="reannounce"' not in browser.get(f"/admin/messages/{held.id}.0/").text

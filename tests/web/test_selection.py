@@ -198,6 +198,8 @@ def test_the_list_with_everything_selected_takes_few_statements(
         {"do": "delete", "mail": "x y.z 01900000-0000-7000-8000-000000000000.0"},
         {"do": "", "mail": "KEY"},
         {"do": "spam", "mail": "KEY"},
+        {"do": "reannounce", "mail": "KEY"},  # of staff
+        {"only": "refuse KEY"},
         {"do": "restore", "all": "KEY"},  # not offered for held messages
         {"only": "purge KEY"},
         {"only": "delete"},

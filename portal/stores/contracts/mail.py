@@ -237,6 +237,13 @@ class Deliveries(ABC):
         """
 
     @abstractmethod
+    def reannounce(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
+        """Make a held delivery unannounced to all its readers: the first digest after ``now`` lists it again.
+
+        Records an event with this detail. Durable on return. Raises NotFound; AlreadyDone if it is not held.
+        """
+
+    @abstractmethod
     def record(
         self, key: DeliveryId, event: Event, *, mails: Sequence[QueuedMail] = (), interval: timedelta = timedelta()
     ) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.errors import NotFound, StoreUnavailable
-from portal.model.message import Delivery, DeliveryId, Reader, State, identity
+from portal.model.message import Delivery, DeliveryId, EventKind, Reader, State, identity
 from portal.model.schedule import Preferences
 from portal.stores import scans
 from portal.stores.files.database import DATABASE, Database, unused
@@ -43,7 +43,7 @@ from portal.stores.journal import (
 from portal.stores.records import DigestRecord, Person
 from portal.stores.shared.audit import put
 from portal.stores.shared.domains import put_domain_value
-from portal.stores.shared.rows import add_announced_to, add_event, events
+from portal.stores.shared.rows import add_announced_to, add_event, events, make_unannounced
 from portal.stores.shared.rules import put_rule
 from portal.stores.shared.staff import put_grants
 from portal.stores.shared.statistics import put_closed
@@ -186,6 +186,9 @@ def _replay_delivery(store: FileStore, line: dict[str, Any]) -> bool:
             known = _ROWS.delivery(session, key)
         except NotFound:
             return False  # purged, or its mail file is missing
+        if line_events and line_events[-1].kind is EventKind.REANNOUNCED:  # then lines before it do not count
+            make_unannounced(session, key)
+            known = replace(known, announced_at=None)
         _ROWS.put(session, _delivery(known, line))
         history = events(session, [key.message_id]).get(key, [])
         for event in line_events:

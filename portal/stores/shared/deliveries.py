@@ -33,10 +33,16 @@ from portal.stores.records import Counts, Ending, Page, QueuedMail
 from portal.stores.shared import expiry
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.outcomes import Outcomes
-from portal.stores.shared.rows import WHERE_KEY, Rows, events, history
+from portal.stores.shared.rows import WHERE_KEY, Rows, events, history, make_unannounced
 from portal.stores.shared.session import Engine, Row, Session
 
 log = logging.getLogger("quarantine.store")
+
+# Since now, not since it was held: a digest that was due at that time would be sent at once.
+_MARK_NEWS = (
+    "insert into recipient (recipient, address, news_since) values (:recipient, :address, :now)"
+    " on conflict (recipient) do update set news_since = coalesce(recipient.news_since, excluded.news_since)"
+)
 
 
 class SqlDeliveries(Deliveries):
@@ -226,6 +232,15 @@ class SqlDeliveries(Deliveries):
                 for mail in mails:
                     queue(session, mail, now)
             return self._rows.record(session, key, Event(now, kind, actor, reason or detail))
+
+    def reannounce(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
+        with self._engine.writing() as session:
+            delivery = self._rows.delivery(session, key, for_update=True)
+            lifecycle.check_state(delivery, {State.HELD})
+            make_unannounced(session, key)
+            address = lifecycle.address_of(delivery.recipient, delivery.address)
+            session.execute(_MARK_NEWS, recipient=delivery.recipient, address=address, now=now)
+            return self._rows.record(session, key, Event(now, EventKind.REANNOUNCED, actor, detail))
 
     def record(
         self, key: DeliveryId, event: Event, *, mails: Sequence[QueuedMail] = (), interval: timedelta = timedelta()

@@ -215,6 +215,12 @@ def add_announced_to(session: Session, reader: str, keys: Sequence[DeliveryId]) 
         session.execute(insert, key, reader=reader)
 
 
+def make_unannounced(session: Session, key: DeliveryId) -> None:
+    """Record that no reader was notified of a delivery."""
+    session.execute(f"update delivery set announced_at = null {WHERE_KEY}", key)
+    session.execute(f"delete from announced_to {WHERE_KEY}", key)
+
+
 def columns(facts: Facts) -> dict[str, Any]:
     """Return the values of a message's columns, except for its id and tier."""
     values = {COLUMN_OF.get(field, field): getattr(facts, field) for field in FACTS}
