@@ -22,6 +22,8 @@ from digest.news import RECHECK_AFTER, recipients_with_news, skip_reason
 from digest.outcomes import Outcome, Progress, Report, Summary, next_try
 from digest.stopping import Pace, Stopped, interrupt_delayed, join_all, never
 from portal.assemble import Parts
+from portal.batches.mass_hold import RECHECK_AFTER as HELD_BACK_RECHECK
+from portal.batches.mass_hold import HeldBack
 from portal.digests.compose import DELIVERIES, digest_mail
 from portal.mail.relay import Connection
 from portal.model.clock import clock
@@ -225,13 +227,19 @@ class Run:
             if not digests:
                 return
             allowed: list[Digest] = []
-            skipped: list[Digest] = []
+            postponed: list[Unsent] = []  # otherwise every tick would claim the same recipients first
+            now = self.clock()
+            held_back = HeldBack(self.parts.store, now)
             for digest in digests:
-                (allowed if self.may_notify(digest.recipient) else skipped).append(digest)
-            if skipped:
-                # Postponed, since otherwise every tick would claim the same recipients first.
-                later = self.clock() + RECHECK_AFTER
-                self._settle(unsent=[Unsent(digest, due_at=later) for digest in skipped])
+                left = held_back.left(digest)
+                if not self.may_notify(digest.recipient):
+                    postponed.append(Unsent(digest, due_at=now + RECHECK_AFTER))
+                elif digest.deliveries and not left:
+                    postponed.append(Unsent(digest, due_at=now + HELD_BACK_RECHECK))
+                else:
+                    allowed.append(replace(digest, deliveries=left))
+            if postponed:
+                self._settle(unsent=postponed)
             # Also needed for a digest with one message, which needs no order: its row shows a known sender.
             readers = [digest.effective_reader for digest in allowed if digest.deliveries]
             known = known_senders(self.parts.store, readers)

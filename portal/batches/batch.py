@@ -137,6 +137,9 @@ class Progress:
     waits_for: str = ""  # of a mass act: a `mass.Waiting`
     waits: int = 0  # how often in a row it had to wait
     busy_seconds: float = 0.0  # how long processes have run it
+    ends_as: str = ""  # of a mass act whose recipients are mailed now: its `mass.Status` after that
+    mailed_until: str = ""  # the last recipient whose mail was queued
+    mailed: int = 0  # people
 
     @property
     def done(self) -> int:
@@ -174,6 +177,9 @@ class Progress:
             "waits_for": self.waits_for,
             "waits": self.waits,
             "busy_seconds": round(self.busy_seconds, 3),
+            "ends_as": self.ends_as,
+            "mailed_until": self.mailed_until,
+            "mailed": self.mailed,
         }
 
     @classmethod
@@ -193,6 +199,9 @@ class Progress:
             waits_for=found["waits_for"],
             waits=found["waits"],
             busy_seconds=found["busy_seconds"],
+            ends_as=found["ends_as"],
+            mailed_until=found["mailed_until"],
+            mailed=found["mailed"],
         )
 
 

@@ -28,6 +28,8 @@ STATES = {
     Act.REFUSE: frozenset({State.REQUESTED}),
     Act.REANNOUNCE: frozenset({State.HELD}),
 }
+HOLDING_BACK = tuple(act for act in ACTS if State.HELD in STATES[act])  # those of messages that digests could list
+MAILING = tuple(act for act in ACTS if act is not Act.REFUSE)  # each denial has a mail of its own
 
 
 class Status(StrEnum):
@@ -72,6 +74,8 @@ class MassAct:
     member: str = ""  # identity of the member of staff whose roles decide; "": the shell, which may do everything
     retries: UUID | None = None  # the mass act whose failed releases are tried again
     token: UUID | None = None  # of the API: its rights decide instead of those of the member
+    hold_back: bool = False  # what it is about is left out of digests until it has ended, see `mass_hold`
+    notify: bool = False  # its recipients are mailed after it, see `mass_mail`
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments of the job."""
@@ -84,6 +88,8 @@ class MassAct:
             "member": self.member,
             "retries": str(self.retries) if self.retries else None,
             "token": str(self.token) if self.token else None,
+            "hold_back": self.hold_back,
+            "notify": self.notify,
         }
 
     @classmethod
@@ -98,6 +104,8 @@ class MassAct:
             found["member"],
             UUID(found["retries"]) if found["retries"] else None,
             UUID(found["token"]) if found["token"] else None,
+            found["hold_back"],
+            found["notify"],
         )
 
 

@@ -30,6 +30,7 @@ from portal.batches.mass import (
     Waiting,
     view,
 )
+from portal.batches.mass_mail import MAIL_PAUSE, MassMail
 from portal.batches.mass_rights import PERMISSIONS, MassRights
 from portal.batches.outcomes import has_acted, outcome_of, recognized
 from portal.batches.parallel import AT_ONCE, in_parallel
@@ -48,7 +49,7 @@ from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, ide
 from portal.model.text import shown
 from portal.policy.staff import NOT_YOURS, Member, Staff
 from portal.stores import Store
-from portal.stores.records import Command, Job
+from portal.stores.records import Command, Job, QueuedMail
 
 log = logging.getLogger("quarantine.batch")
 
@@ -116,6 +117,7 @@ class MassActs:
             member=member.person if member else "",
             retries=found.job.id,
             token=member.token.id if member and member.token else None,
+            hold_back=False,  # the search would also find what did not fail
         )
         number = sum(each.mass.retries == found.job.id and each.status in ENDED for each in self.newest())
         return self.start(mass, actor, uuid5(found.job.id, f"retry {number}"), timedelta())
@@ -174,13 +176,18 @@ class _Run:
 
     def until(self, stopped: Stopped) -> None:
         """See `MassActs.run`."""
+        status = Status(self._progress.ends_as) if self._progress.ends_as else self._reach(stopped)
+        if status is not None and (not self._mass.notify or self._mail(status)):
+            self._end(status)
+
+    def _reach(self, stopped: Stopped) -> Status | None:
+        """Act on deliveries. Return the status of the job if it ends; None: it goes on later."""
         command = self._job.command
         if self._progress.planned:
             self._progress = recognized(self._store, self._job.id, self._mass.act, self._progress)
         while not self._progress.is_finished and command is None:
             if not self._may_go_on():
-                self._end(Status.STOPPED)
-                return
+                return Status.STOPPED
             began = time.monotonic()
             waits_for = self._plan()
             command = self._keep()
@@ -190,20 +197,35 @@ class _Run:
             self._progress = replace(self._progress, busy_seconds=busy)
             if waits_for is not None:
                 self._wait(waits_for)
-                return
+                return None
             self._progress = replace(self._progress, waits_for="", waits=0)
             if stopped() and not self._progress.is_finished:
                 break
         if self._progress.is_finished:
-            self._end(Status.FINISHED)
-        elif command is Command.CANCEL:
-            self._end(Status.CANCELLED)
-        else:
-            self._keep()
-            self._store.jobs.retry(self._job, self._actions.now(), tried=False)
+            return Status.FINISHED
+        if command is Command.CANCEL:
+            return Status.CANCELLED
+        self._keep()
+        self._store.jobs.retry(self._job, self._actions.now(), tried=False)
+        return None
 
-    def _keep(self) -> Command | None:
-        return self._store.jobs.keep(self._job, self._progress.to_json(), self._actions.now())
+    def _mail(self, status: Status) -> bool:
+        """Queue mails to the next recipients. Return whether they were the last.
+
+        Their progress is in the same transaction, so each is queued once. Not all at once: sign-in links wait behind.
+        """
+        mails, last = MassMail(self._actions, self._staff.people).next(self._job, self._mass, self._progress)
+        self._progress = replace(
+            self._progress, ends_as=status, mailed_until=last, mailed=self._progress.mailed + len(mails)
+        )
+        command = self._keep(mails)
+        if not last or (command is Command.CANCEL and status is not Status.CANCELLED):
+            return True
+        self._store.jobs.retry(self._job, self._actions.now() + MAIL_PAUSE)
+        return False
+
+    def _keep(self, mails: Sequence[QueuedMail] = ()) -> Command | None:
+        return self._store.jobs.keep(self._job, self._progress.to_json(), self._actions.now(), mails=mails)
 
     def _end(self, status: Status) -> None:
         self._keep()

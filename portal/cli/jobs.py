@@ -18,7 +18,7 @@ import click
 
 from portal.assemble import Parts
 from portal.batches.batch import Act, Outcome
-from portal.batches.mass import ENDED, DryRun, MassAct, Obstacle, Status, View, Waiting
+from portal.batches.mass import ENDED, HOLDING_BACK, MAILING, DryRun, MassAct, Obstacle, Status, View, Waiting
 from portal.batches.mass_run import MassActs
 from portal.cli.common import (
     NotDone,
@@ -48,7 +48,7 @@ _WHY_NOT = {
     Obstacle.NOT_PERMITTED: "not permitted",
     Obstacle.NO_RECIPIENT: "recipient not known",
 }
-_OPTIONS = ("matching", "dry_run", "reason", "yes")
+_OPTIONS = ("matching", "dry_run", "reason", "yes", "notify", "hold_back")
 
 
 def matching_options(
@@ -67,6 +67,10 @@ def matching_options(
             click.option(
                 "--dry-run", is_flag=True, help="With --matching: print what would be done, and change nothing."
             ),
+            click.option(
+                "--notify", is_flag=True, help="With --matching: mail recipients the number of messages and the reason."
+            ),
+            click.option("--hold-back", is_flag=True, help="With --matching: leave them out of digests until it ends."),
             click.option("--matching", is_flag=True, help="Act on all messages that the other options find."),
         ):
             command = option(command)
@@ -93,6 +97,10 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
         typed["recipient"] = (recipient,)
     if not typed:
         raise WrongCall("--matching needs at least one thing to search for, like --symbol or --since.")
+    if options["hold_back"] and act not in HOLDING_BACK:
+        raise WrongCall("--hold-back is not for this command: digests do not list these messages.")
+    if options["notify"] and act not in MAILING:
+        raise WrongCall("--notify is not for this command: each recipient gets a mail for each request anyway.")
     if not options["reason"] and not options["dry_run"]:
         raise WrongCall("Give a --reason, or look first with --dry-run.")
     wanted = typed_filter(typed)
@@ -109,7 +117,15 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
         if not options["yes"] and not click.confirm(f"{act.capitalize()} {found.count} deliveries?"):
             raise NotDone("Nothing was changed.")
         query = urlencode([(name.replace("_", "-"), text) for name, texts in typed.items() for text in texts])
-        mass = MassAct(act, wanted, query, found.count, options["reason"])
+        mass = MassAct(
+            act,
+            wanted,
+            query,
+            found.count,
+            options["reason"],
+            hold_back=options["hold_back"],
+            notify=options["notify"],
+        )
         job = masses.start(mass, current_operator(), uuid4(), timedelta())
         _follow(masses, job.id)
 
@@ -268,6 +284,10 @@ def _print_job(found: View) -> None:
     click.echo(f"  confirmed by {shown_address(found.job.actor.who)} at {found.job.created_at:%Y-%m-%d %H:%M:%S} UTC")
     for outcome, count in sorted(found.progress.counts.items()):
         click.echo(f"  {outcome}: {count}")
+    if found.mass.notify:
+        click.echo(f"  recipients mailed: {found.progress.mailed}")
+    if found.mass.hold_back and found.status not in ENDED:
+        click.echo("  held back from digests until it ends")
     if found.status is Status.RUNNING and found.per_minute:
         left = timedelta(seconds=round((found.time_left or timedelta()).total_seconds()))
         click.echo(f"  {found.per_minute} per minute, {left} left")
@@ -287,5 +307,8 @@ def _job_json(found: View) -> dict[str, Any]:
         "left": found.left,
         "per_minute": found.per_minute,
         "outcomes": {Outcome(name).value: count for name, count in found.progress.counts.items()},
+        "hold_back": found.mass.hold_back,
+        "notify": found.mass.notify,
+        "mailed": found.progress.mailed,
         "retries": str(found.mass.retries) if found.mass.retries else None,
     }

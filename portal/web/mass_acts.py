@@ -13,7 +13,7 @@ from uuid import uuid4
 from bottle import HTTPResponse
 
 from portal.batches.batch import Act, Outcome
-from portal.batches.mass import ACTS, ENDED, DryRun, MassAct, Obstacle, Status, View, Waiting
+from portal.batches.mass import ACTS, ENDED, HOLDING_BACK, MAILING, DryRun, MassAct, Obstacle, Status, View, Waiting
 from portal.batches.mass_run import REASON_CHARS, MassActs
 from portal.model import criteria
 from portal.model.domains import shown_address
@@ -88,6 +88,10 @@ _WHY_NOT = {
     Obstacle.NOT_PERMITTED: N_("Not permitted"),
     Obstacle.NO_RECIPIENT: N_("The recipient is not known"),
 }
+_CHOICES = (
+    ("hold_back", N_("Keep these messages out of digests until this has ended"), HOLDING_BACK),
+    ("notify", N_("Mail the recipients how many messages it was, and the reason"), MAILING),
+)
 _CHANGES = {"pause": Command.PAUSE, "resume": None, "cancel": Command.CANCEL}
 
 
@@ -148,7 +152,16 @@ class MassActPages:
         if not found.count:
             return self._pages.see_other(_page_of(search, act))
         query = search.query().removeprefix("?")
-        mass = MassAct(act, wanted, query, found.count, reason, staff.member.person)
+        mass = MassAct(
+            act,
+            wanted,
+            query,
+            found.count,
+            reason,
+            staff.member.person,
+            hold_back=act in HOLDING_BACK and request.form("hold_back") != "",
+            notify=act in MAILING and request.form("notify") != "",
+        )
         job = self._masses.start(mass, staff.actor, uuid_of(request.form("form")) or uuid4())
         return self._pages.see_other(f"{PATH}{job.id}/")
 
@@ -180,6 +193,7 @@ class MassActPages:
             total=found.total,
             reason=shown(request.form("reason"), REASON_CHARS) if request.method == "POST" else "",
             reason_chars=REASON_CHARS,
+            choices=[(name, text, request.form(name) != "") for name, text, acts in _CHOICES if act in acts],
             error=error,
         )
 

@@ -150,6 +150,18 @@ def test_requests_are_denied_and_messages_announced_again(run: Run, store: Store
     assert [each.kind for each in store.deliveries.history(DeliveryId(found[0].id, 0))][-2:] == ["reannounced"] * 2
 
 
+def test_recipients_are_mailed_and_digests_leave_the_messages_out(run: Run, store: Store) -> None:
+    hold(store, recipients=(ALICE,), symbols=NEW_RULE)
+    with digest_process():
+        options = ("--matching", "--symbol", "NEW_RULE", "--reason", "Wrong rule.", "--yes")
+        done = run("release", *options, "--notify", "--hold-back")
+    assert (done.exit_code, "recipients mailed: 1" in done.output) == (0, True), done.output
+    with store.outbox.sending(utc_now()) as mail:
+        assert mail is not None and b"Wrong rule." in mail.mail
+    [job] = [json.loads(line) for line in run("jobs", "list", "--json").output.splitlines()]
+    assert (job["notify"], job["hold_back"], job["mailed"]) == (True, True, 1)
+
+
 def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     held = hold(store, recipients=(ALICE,), symbols=NEW_RULE)
 
@@ -176,6 +188,8 @@ def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, mon
         (("release", "--matching", "--symbol", "NEW_RULE"), "Give a --reason"),
         (("refuse", "--matching", "--symbol", "NEW_RULE"), "Give a --reason"),
         (("refuse", "4Abc1"), "Give a --reason"),
+        (("refuse", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--notify"), "--notify is not"),
+        (("restore", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--hold-back"), "--hold-back is not"),
         (("release", "--matching", "--symbol", "NEW_RULE", "--reason", "x"), "Confirm with --yes"),
         (("release", "--matching", "--symbol", "NEW_RULE", "--all", "--dry-run"), "not for --matching"),
         (("release", "--matching", "--symbol", "NEW_RULE", "4Abc1"), "Use either ids or --matching"),

@@ -7,102 +7,50 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from dataclasses import fields, replace
 from datetime import timedelta
-from email import message_from_bytes
-from email.policy import default
 from ipaddress import ip_network
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
-from digest.housekeeping import run_mass_acts
-from digest.run import send_all, send_due
+from digest.run import send_due
 from portal.batches.batch import Act, Outcome, Progress, actor_of, criteria_from_json, criteria_to_json
-from portal.batches.mass import MassAct, Obstacle, Status, View, Waiting
-from portal.batches.mass_run import MassActs
+from portal.batches.mass import MassAct, Obstacle, Status, Waiting
 from portal.batches.parallel import retry_due
 from portal.model.audit import AuditFilter
 from portal.model.errors import RelayRefused
-from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Filter, Reader, State, Tier, new_id
-from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Filter, State, Tier, new_id
+from portal.model.staff import Role
 from portal.model.token import Scope
 from portal.policy.tokens import TokenRequest
 from portal.stores import LEASE
-from portal.stores.records import Command, Held, Job
+from portal.stores.records import Command
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, MALLORY, now
 from tests.conftest import MakeParts
+from tests.flows.masses import (
+    BY_SHELL,
+    BY_STAFF,
+    CAROL,
+    FOUND,
+    MINUTE,
+    announced,
+    give,
+    hold,
+    masses,
+    relay,
+    run,
+    sent_mails,
+    site,
+    start,
+    states,
+)
 from tests.smtp_server import SmtpServer
 from tests.web_client import Site
 
-CAROL = "carol@example.net"
-BY_STAFF = Actor(ActorKind.OPERATOR, MALLORY, "console", "192.0.2.7")
-BY_SHELL = Actor(ActorKind.OPERATOR, "root", "cli")
-FOUND = Filter(symbols=("BAYES_SPAM",))
-MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture
-def relay() -> Iterator[SmtpServer]:
-    with SmtpServer() as server:
-        yield server
-        assert server.violations == []
-
-
-@pytest.fixture
-def site(make_parts: MakeParts, relay: SmtpServer) -> Site:
-    return Site(make_parts(relay__url=relay.url, mail__url=relay.url, local_domains=("example.org", "example.net")))
-
-
-def masses(site: Site) -> MassActs:
-    return MassActs(site.parts.store, site.parts.actions, site.parts.staff)
-
-
-def start(site: Site, act: Act = Act.RELEASE, wanted: Filter = FOUND, *, member: str = "") -> Job:
-    """Confirm a mass act, and go to the time at which it begins."""
-    site.now = now()
-    job = masses(site).start(
-        MassAct(act, wanted, "symbol=BAYES_SPAM", 3, "Bayes was wrong.", member), BY_STAFF if member else BY_SHELL,
-        uuid4(),
-    )  # fmt: skip
-    site.now += MINUTE
-    return job
-
-
-def run(site: Site, job: Job) -> View:
-    run_mass_acts(site.parts, site.now)
-    return masses(site).get(job.id)
-
-
-def states(site: Site, found: list[Held]) -> list[State]:
-    return [site.delivery(each).state for each in found]
-
-
-def hold(site: Site, count: int = 3, **more: object) -> list[Held]:
-    return [site.hold(recipients=(ALICE,), subject=f"Offer {n}", **more) for n in range(count)]  # type: ignore[arg-type]
-
-
-def announced(site: Site) -> set[UUID]:
-    """Send all digests now. Return the messages that they announce."""
-    found = {each.id for each in site.store.digests.unannounced(Reader(ALICE), 100)}
-    sent = send_all(site.parts, site.now).sent
-    assert len(sent) == bool(found), sent
-    return found
-
-
-def sent_mails(site: Site) -> list[tuple[str, str]]:
-    """Take all mails of the outbox, each with its address and text."""
-    found: list[tuple[str, str]] = []
-    while True:
-        with site.store.outbox.sending(site.now) as mail:
-            if mail is None:
-                return found
-            found.append((mail.to, message_from_bytes(mail.mail, policy=default).get_content()))
-
-
-def give(site: Site, role: Role, domain: str = EVERYWHERE) -> None:
-    site.store.staff.give(Grant(MALLORY, role, domain, site.now, BY_OPERATOR))
+__all__ = ["relay", "site"]  # fixtures
 
 
 def test_everything_found_is_released_once_and_later_mail_is_not(site: Site, relay: SmtpServer) -> None:
@@ -354,6 +302,8 @@ def test_without_a_mail_server_the_job_waits_and_says_so(site: Site, relay: Smtp
 _WORKER = """
 import time
 from digest.housekeeping import run_mass_acts
+from digest.news import schedule_news
+from digest.notices import send_notices
 from digest.run import send_all, send_due
 from portal.assemble import assemble
 from portal.model.clock import utc_now
@@ -364,24 +314,27 @@ while not run_mass_acts(parts, utc_now()):
 """
 
 
-def test_a_killed_worker_loses_nothing_and_repeats_only_what_was_in_flight(
-    make_parts: MakeParts, relay: SmtpServer, store_url: str, tmp_path: object
-) -> None:
-    parts = make_parts(relay__url=relay.url)
-    site = Site(parts)
-    found = hold(site, 120)
-    site.now = now()
-    job = masses(site).start(MassAct(Act.RELEASE, FOUND, "", 120, "x"), BY_SHELL, uuid4(), timedelta())
-    keys = parts.settings.links.keys_file
+def worker_of(site: Site, relay: SmtpServer, store_url: str, folder: Path) -> subprocess.Popen[bytes]:
+    """Run the mass acts of a store in a process of its own."""
     environment = {
         **os.environ,
         "QUARANTINE_STORE__URL": store_url,
         "QUARANTINE_RELAY__URL": relay.url,
         "QUARANTINE_MAIL__FROM_ADDRESS": "q@example.org",
-        "QUARANTINE_LOCAL_DOMAINS": '["example.org"]',
-        "QUARANTINE_LINKS__KEYS_FILE": str(keys),
+        "QUARANTINE_LOCAL_DOMAINS": "example.org",
+        "QUARANTINE_LINKS__KEYS_FILE": str(site.parts.settings.links.keys_file),
     }
-    worker = subprocess.Popen([sys.executable, "-c", _WORKER], env=environment, cwd=str(tmp_path))
+    return subprocess.Popen([sys.executable, "-c", _WORKER], env=environment, cwd=folder)
+
+
+def test_a_killed_worker_loses_nothing_and_repeats_only_what_was_in_flight(
+    make_parts: MakeParts, relay: SmtpServer, store_url: str, tmp_path: Path
+) -> None:
+    site = Site(make_parts(relay__url=relay.url))
+    found = hold(site, 120)
+    site.now = now()
+    job = masses(site).start(MassAct(Act.RELEASE, FOUND, "", 120, "x"), BY_SHELL, uuid4(), timedelta())
+    worker = worker_of(site, relay, store_url, tmp_path)
 
     def kill_in_the_middle(_: bytes) -> None:
         if len(relay.mails) >= 30:
@@ -424,3 +377,32 @@ def test_the_rights_of_a_token_decide_about_its_job_until_it_is_revoked(site: Si
     site.parts.tokens.revoke(program.token.id, BY_OPERATOR, site.now)
     assert run(site, stopped).status is Status.STOPPED
     assert site.delivery(found, 0).state is State.DELETED
+
+
+@pytest.mark.parametrize(("act", "kind"), [(Act.REFUSE, EventKind.REFUSED), (Act.REANNOUNCE, EventKind.REANNOUNCED)])
+def test_a_killed_worker_denies_and_announces_each_once(
+    make_parts: MakeParts, relay: SmtpServer, store_url: str, tmp_path: Path, act: Act, kind: EventKind
+) -> None:
+    site = Site(make_parts(relay__url=relay.url))
+    found = hold(site, 120, tier=Tier.DANGEROUS)
+    if act is Act.REFUSE:
+        for each in found:
+            site.parts.actions.request_release(each.id, 0, BY_LINK)
+        sent_mails(site)
+    site.now = now()
+    mass = MassAct(act, FOUND, "", 120, "x", notify=act is Act.REANNOUNCE)
+    job = masses(site).start(mass, BY_SHELL, uuid4(), timedelta())
+    worker = worker_of(site, relay, store_url, tmp_path)
+    while len(site.store.audit.list(AuditFilter(act=kind), 30)) < 30:
+        assert worker.poll() is None
+        time.sleep(0.005)
+    worker.kill()
+    worker.wait()
+    assert masses(site).get(job.id).status is Status.RUNNING
+    site.now += 2 * LEASE
+    shown = run(site, job)
+    assert (shown.status, shown.done, shown.left) == (Status.FINISHED, 120, 0)
+    assert all([event.kind for event in site.history(each)].count(kind) == 1 for each in found)
+    mails = [text for _, text in sent_mails(site)]
+    assert len(mails) == (120 if act is Act.REFUSE else 1)
+    assert act is Act.REFUSE or "Number of messages: 120" in mails[0]

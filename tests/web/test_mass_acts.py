@@ -188,6 +188,22 @@ def test_only_who_may_do_all_of_a_job_steers_it(site: Site, relay: SmtpServer) -
     assert site.state(held) is State.RELEASED
 
 
+def test_messages_are_held_back_and_recipients_mailed_if_that_is_ticked(site: Site) -> None:
+    browser = staff(site, Role.ADMINISTRATOR)
+    site.hold(recipients=(ALICE,))
+    refused = confirm(site, browser, reason="", notify="1").text
+    assert 'name="notify" value="1" checked' in refused and 'name="hold_back" value="1">' in refused
+    page = confirm(site, browser, "delete", hold_back="1", notify="1").header("Location") or ""
+    assert "kept out of digests" in browser.get(page).text
+    run(site)
+    assert "Recipients mailed: 1" in words(browser.get(page)) and "kept out" not in browser.get(page).text
+    with site.store.outbox.sending(site.now) as mail:
+        assert mail is not None and mail.to == ALICE
+    assert 'name="hold_back"' not in browser.get(f"/admin/jobs/new?{SEARCH}&act=restore").text
+    plain = confirm(site, browser, "restore").header("Location") or ""
+    assert "Recipients mailed" not in browser.get(plain).text
+
+
 def test_a_dry_run_takes_few_statements(make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch) -> None:
     statements = Statements(monkeypatch)
     site = Site(make_parts())

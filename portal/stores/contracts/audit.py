@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
 from portal.model.audit import AuditEntry, AuditFilter
+from portal.model.message import Actor
 
 
 class Audit(ABC):
@@ -24,6 +25,24 @@ class Audit(ABC):
     @abstractmethod
     def list(self, wanted: AuditFilter, limit: int, before: UUID | None = None) -> Sequence[AuditEntry]:
         """Return the entries that match, newest first, beginning after the entry ``before``."""
+
+    @abstractmethod
+    def tally(
+        self,
+        actor: Actor,
+        act: str,
+        failed: Collection[str],
+        since: datetime,
+        limit: int,
+        *,
+        after: str = "",
+        subjects: Collection[str] | None = None,
+    ) -> Sequence[tuple[str, int]]:
+        """Return how often an actor did something for each subject since a time, sorted by subject, beginning after the
+        subject ``after``, or only for these ``subjects``.
+
+        The way of the actor (`Actor.via`) must be the same. An act of ``failed`` takes one of the others back.
+        """
 
     @abstractmethod
     def expire(self, before: datetime) -> int:

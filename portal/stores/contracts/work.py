@@ -82,10 +82,13 @@ class Jobs(ABC):
         """
 
     @abstractmethod
-    def keep(self, job: Job, progress: Mapping[str, Any], now: datetime) -> Command | None:
+    def keep(
+        self, job: Job, progress: Mapping[str, Any], now: datetime, *, mails: Sequence[QueuedMail] = ()
+    ) -> Command | None:
         """Record how far a claimed job is, and extend its claim to ``now`` + LEASE. Return its command by now.
 
-        Raises AlreadyDone if another process claimed it in the meantime: the caller must stop.
+        ``mails`` are queued in the same transaction. Raises AlreadyDone if another process claimed it in the meantime:
+        the caller must stop.
         """
 
     @abstractmethod
@@ -109,8 +112,8 @@ class Jobs(ABC):
         """
 
     @abstractmethod
-    def list(self, kind: str, limit: int) -> Sequence[Job]:
-        """Return the newest jobs of this kind, newest first."""
+    def list(self, kind: str, limit: int, *, unfinished: bool = False) -> Sequence[Job]:
+        """Return the newest jobs of this kind, newest first. ``unfinished``: only those that have not ended."""
 
 
 class Notes(ABC):

@@ -53,6 +53,34 @@ class SqlAudit(Audit):
             rows = session.many(f"{_SELECT}{where} order by id desc limit :limit", **values, limit=limit)
         return [_entry(row) for row in rows]
 
+    def tally(
+        self,
+        actor: Actor,
+        act: str,
+        failed: Collection[str],
+        since: datetime,
+        limit: int,
+        *,
+        after: str = "",
+        subjects: Collection[str] | None = None,
+    ) -> Sequence[tuple[str, int]]:
+        number = "sum(case when act = :act then 1 else -1 end)"
+        among = "subject > :after" if subjects is None else "subject in :subjects"
+        with self._engine.reading() as session:
+            rows = session.many(
+                f"select subject, {number} from audit where actor = :who and via = :via and id >= :since_id"
+                f" and act in :acts and {among} group by subject having {number} > 0 order by subject limit :limit",
+                actor,
+                who=actor.who,
+                act=act,
+                acts=[act, *failed],
+                since_id=first_id(since),
+                after=after,
+                subjects=list(subjects or ()),
+                limit=limit,
+            )
+        return [(subject, int(count)) for subject, count in rows]
+
     def expire(self, before: datetime) -> int:
         count, removed = 0, _BATCH
         while removed == _BATCH:

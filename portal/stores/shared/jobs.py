@@ -14,8 +14,9 @@ from portal.model.errors import AlreadyDone, NotFound
 from portal.model.message import Actor, ActorKind, new_id
 from portal.stores import lifecycle
 from portal.stores.contracts import Jobs
-from portal.stores.records import Command, Job
+from portal.stores.records import Command, Job, QueuedMail
 from portal.stores.shared.audit import record
+from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Row, Session
 
 SCAN = "scan"  # scans the message named by argument "message"; hold_mail of quarantine.sql queues it as well
@@ -108,15 +109,19 @@ class SqlJobs(Jobs):
                 claimed.append(job)
         return claimed
 
-    def keep(self, job: Job, progress: Mapping[str, Any], now: datetime) -> Command | None:
+    def keep(
+        self, job: Job, progress: Mapping[str, Any], now: datetime, *, mails: Sequence[QueuedMail] = ()
+    ) -> Command | None:
         update = f"update job set progress = :text, not_before = :until {_CLAIMED}"
         with self._engine.writing() as session:
             row = session.one("select command from job where id = :id", id=job.id)
             kept = session.execute(
                 update, text=json.dumps(progress), until=now + lifecycle.LEASE, id=job.id, lease=job.lease
             )
-        if not kept:
-            raise AlreadyDone("another process claimed this job")
+            if not kept:
+                raise AlreadyDone("another process claimed this job")
+            for mail in mails:
+                queue(session, mail, now)
         return Command(row[0]) if row and row[0] else None
 
     def retry(self, job: Job, not_before: datetime, *, tried: bool = True) -> None:
@@ -140,10 +145,11 @@ class SqlJobs(Jobs):
         with self._engine.writing() as session:
             return session.execute(update, command=command, text=command or "", now=now, id=job_id) > 0
 
-    def list(self, kind: str, limit: int) -> Sequence[Job]:
+    def list(self, kind: str, limit: int, *, unfinished: bool = False) -> Sequence[Job]:
+        where = "kind = :kind" + (" and finished_at is null" if unfinished else "")
         with self._engine.reading() as session:
             rows = session.many(
-                f"select {_COLUMNS} from job where kind = :kind order by created_at desc, id desc limit :limit",
+                f"select {_COLUMNS} from job where {where} order by created_at desc, id desc limit :limit",
                 kind=kind,
                 limit=limit,
             )

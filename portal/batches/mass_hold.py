@@ -1,0 +1,61 @@
+"""Deliveries that mass acts hold back from digests and notices until they have ended.
+
+Nothing is marked in the store, so nothing can stay hidden: a claimed digest leaves out what the search of a job finds
+that has not ended. Its deliveries stay unannounced, and a later digest lists those that are still held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from portal.batches.batch import Progress
+from portal.batches.mass import HOLDING_BACK, KIND, MassAct
+from portal.model.message import Delivery, DeliveryId, Filter, Reader, State
+from portal.stores import Store
+from portal.stores.records import Digest
+
+HELD_BACK_MAX = timedelta(days=1)  # after the confirmation: a job that is paused and forgotten must not hide mail
+RECHECK_AFTER = timedelta(minutes=5)  # of a digest all of whose messages are held back
+_JOBS = 100
+_PAGE = 500
+
+
+class HeldBack:
+    """The deliveries that are held back at a time."""
+
+    def __init__(self, store: Store, now: datetime) -> None:
+        """Raises StoreUnavailable."""
+        self._store = store
+        self._wanted: list[Filter] = []
+        for job in store.jobs.list(KIND, _JOBS, unfinished=True):
+            mass, is_mailing = MassAct.from_json(job.arguments), Progress.from_json(job.progress).ends_as != ""
+            if mass.hold_back and mass.act in HOLDING_BACK and not is_mailing and now - job.created_at < HELD_BACK_MAX:
+                self._wanted.append(mass.criteria)
+
+    def left(self, digest: Digest) -> tuple[Delivery, ...]:
+        """Return the deliveries of a claimed digest that are not held back. Raises StoreUnavailable."""
+        left = digest.deliveries
+        for wanted in self._wanted:
+            found = self._found(digest.effective_reader, wanted, left) if left else ()
+            left = () if found is None else tuple(each for each in left if each.key not in found)
+        return left
+
+    def _found(self, reader: Reader, wanted: Filter, deliveries: Sequence[Delivery]) -> set[DeliveryId] | None:
+        """Return what a search finds of a reader's deliveries, None if it could not be completed now."""
+        since = min(each.message.held_at for each in deliveries)
+        since = max(since, wanted.since) if wanted.since else since
+        if wanted.states and State.HELD not in wanted.states:
+            return set()
+        if wanted.recipient is not None:
+            reader = reader.limited_to((wanted.recipient, *wanted.also))
+        wanted = replace(wanted, states=frozenset({State.HELD}), since=since)
+        found: set[DeliveryId] = set()
+        page = self._store.deliveries.matching(reader, wanted, _PAGE)
+        while page.indexed and page.next is not None:
+            found |= {each.key for each in page.deliveries}
+            page = self._store.deliveries.matching(reader, wanted, _PAGE, page.next)
+        if not page.indexed or page.is_cut:
+            return None
+        return found | {each.key for each in page.deliveries}

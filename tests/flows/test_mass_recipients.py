@@ -1,0 +1,202 @@
+"""Mails to recipients beside a mass act: digests and notices without its messages, and one mail after it."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from digest.housekeeping import run_mass_acts
+from digest.news import schedule_news
+from digest.notices import send_notices
+from digest.run import send_all, send_due
+from portal.batches.batch import Act, Outcome
+from portal.batches.mass import MassAct, Status
+from portal.model.errors import StoreUnavailable
+from portal.model.message import Filter, Reader, State, Symbol, Tier
+from portal.model.schedule import Preferences
+from portal.model.staff import Role
+from portal.stores import LEASE
+from portal.stores.records import Command, Job
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, now
+from tests.conftest import MakeParts
+from tests.flows.masses import (
+    BY_SHELL,
+    BY_STAFF,
+    CAROL,
+    FOUND,
+    MINUTE,
+    announced,
+    give,
+    hold,
+    masses,
+    relay,
+    run,
+    sent_mails,
+    site,
+)
+from tests.smtp_server import SmtpServer
+from tests.web_client import Site
+
+__all__ = ["relay", "site"]  # fixtures
+
+
+def choose(site: Site, act: Act = Act.RELEASE, **choices: bool) -> Job:
+    """Confirm a mass act with these choices. It begins in a minute."""
+    site.now = now()
+    mass = MassAct(act, FOUND, "", 3, "Bayes was wrong.", **choices)  # type: ignore[arg-type]
+    return masses(site).start(mass, BY_SHELL, uuid4())
+
+
+def listed(site: Site) -> set[UUID]:
+    """Send the digests that are due at the next time of the schedule. Return the messages that they announce."""
+    before = {each.id for each in site.store.digests.unannounced(Reader(ALICE), 100)}
+    site.now += timedelta(days=1)
+    schedule_news(site.parts, site.now)
+    send_due(site.parts, site.now)
+    return before - {each.id for each in site.store.digests.unannounced(Reader(ALICE), 100)}
+
+
+def test_a_digest_leaves_out_what_is_held_back_and_lists_it_after_a_cancellation(site: Site, relay: SmtpServer) -> None:
+    found, other = hold(site, 2), site.hold(recipients=(ALICE,), symbols=())
+    job = choose(site, hold_back=True)
+    masses(site).steer(masses(site).get(job.id), Command.PAUSE, BY_SHELL)
+    assert [len(send_all(site.parts, site.now).sent) for _ in range(2)] == [1, 0]
+    assert [each.id for each in site.store.digests.unannounced(Reader(ALICE), 9)] == [each.id for each in found]
+    masses(site).steer(masses(site).get(job.id), Command.CANCEL, BY_SHELL)
+    run(site, job)
+    assert listed(site) == {each.id for each in found}
+    assert site.state(other) is State.HELD and len(relay.mails) == 2
+
+
+def test_what_is_held_back_is_listed_by_itself_once_the_job_has_ended(site: Site, relay: SmtpServer) -> None:
+    [dangerous] = hold(site, 1, tier=Tier.DANGEROUS)
+    give(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    site.now = now()
+    mass = MassAct(Act.RELEASE, FOUND, "", 1, "x", MALLORY, hold_back=True)
+    job = masses(site).start(mass, BY_STAFF, uuid4(), timedelta(hours=20))
+    schedule_news(site.parts, site.now)
+    due = site.store.recipients.get(ALICE).next_digest_at
+    assert due is not None
+    if due < job.not_before:
+        site.now = due
+        assert send_due(site.parts, site.now).sent == []
+    site.now = max(job.not_before, due)
+    assert run(site, job).progress.counts == {Outcome.NOT_ALLOWED: 1}
+    site.now += timedelta(minutes=6)
+    schedule_news(site.parts, site.now)
+    assert [recipient for recipient, _ in send_due(site.parts, site.now).sent] == [ALICE]
+    assert site.store.digests.unannounced(Reader(ALICE), 9) == [] and site.state(dangerous) is State.HELD
+
+
+def test_a_forgotten_job_hides_nothing_for_longer_than_a_day(site: Site) -> None:
+    found = hold(site, 1)
+    job = choose(site, hold_back=True)
+    masses(site).steer(masses(site).get(job.id), Command.PAUSE, BY_SHELL)
+    assert send_all(site.parts, site.now).sent == []
+    site.now += timedelta(hours=23)
+    assert send_all(site.parts, site.now).sent == []
+    site.now += timedelta(hours=2)
+    assert announced(site) == {found[0].id}
+
+
+def test_a_notice_leaves_out_what_is_held_back(site: Site, relay: SmtpServer) -> None:
+    site.store.recipients.set_preferences(ALICE, Preferences(notices=True))
+    signed = (
+        Symbol("R_DKIM_ALLOW", -0.2, ("example.net:s=s",)),
+        Symbol("DMARC_POLICY_ALLOW", -0.5, ("example.net,none",)),
+    )
+    site.now = now().replace(hour=12, minute=0) + timedelta(days=1)  # no digest is due soon
+    hold(site, 1, header_from="Ann <ann@example.net>", symbols=signed, score=15.5, at=site.now)
+    site.now += MINUTE
+    mass = MassAct(Act.RELEASE, Filter(symbols=("R_DKIM_ALLOW",)), "", 1, "x", hold_back=True)
+    job = masses(site).start(mass, BY_SHELL, uuid4())
+    schedule_news(site.parts, site.now)
+    assert (send_notices(site.parts, site.now).sent, relay.mails) == ([], [])
+    masses(site).steer(masses(site).get(job.id), Command.CANCEL, BY_SHELL)
+    run(site, job)
+    site.now += timedelta(minutes=6)
+    assert len(send_notices(site.parts, site.now).sent) == 1
+
+
+def mails_of(site: Site, job: Job) -> list[tuple[str, str]]:
+    """Run a job to its end. Return the mails that it queues."""
+    for _ in range(30):
+        if run(site, job).status is Status.FINISHED:
+            break
+        site.now += timedelta(seconds=5)
+    return sorted(sent_mails(site))
+
+
+def test_each_recipient_gets_one_mail_with_the_number_and_the_reason(
+    make_parts: MakeParts, relay: SmtpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aliases = tmp_path / "aliases"
+    aliases.write_text("sales@example.org alice@example.org\ninfo@example.org alice@example.org bob@example.org\n")
+    site = Site(make_parts(relay__url=relay.url, people__alias_file=str(aliases)))
+    monkeypatch.setattr("portal.batches.mass_mail._RECIPIENTS", 1)
+    for address, count in ((ALICE, 3), ("sales@example.org", 1), ("info@example.org", 1), (MALLORY, 1)):
+        for _ in range(count):
+            site.hold(recipients=(address,), subject="Secret")
+    site.hold(recipients=(CAROL,))  # not local
+    site.store.recipients.set_digests_stopped(MALLORY, site.now)
+    relay.script["BODY"] = ["554 5.7.1 no"]  # one of them
+    job = choose(site, notify=True)
+    site.now += MINUTE
+    mails = mails_of(site, job)
+    assert masses(site).get(job.id).progress.mailed == 2
+    numbers = {to: re.findall(r"Number of messages: (\d)", text) for to, text in mails}
+    assert numbers.keys() == {ALICE, BOB}
+    assert numbers[BOB] in (["1"], []) and int(numbers[ALICE][0]) in (4, 5)
+    for _, text in mails:
+        assert "Your mail administrator released messages" in text and "Reason: Bayes was wrong." in text
+        assert "Secret" not in text and site.parts.domains.site.public_url in text
+    run_mass_acts(site.parts, site.now + 2 * LEASE)
+    assert sent_mails(site) == []
+
+
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (Act.DELETE, "administrator deleted messages"),
+        (Act.RESTORE, "administrator restored deleted"),
+        (Act.REANNOUNCE, "Your next digest lists"),
+    ],
+)
+def test_the_mail_says_what_was_done(site: Site, act: Act, sentence: str) -> None:
+    for held in hold(site, 2):
+        if act is Act.RESTORE:
+            site.parts.actions.delete(held.id, 0, BY_LINK)
+    job = choose(site, act, notify=True)
+    site.now += MINUTE
+    [(to, text)] = mails_of(site, job)
+    assert (to, sentence in text, "Number of messages: 2" in text) == (ALICE, True, True)
+
+
+def test_mails_are_queued_once_if_the_process_dies_in_between(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.batches.mass_mail._RECIPIENTS", 1)
+    people = [f"p{n}@example.org" for n in range(5)]
+    for each in people:
+        site.hold(recipients=(each,))
+    job = choose(site, Act.DELETE, notify=True)
+    site.now += MINUTE
+    retry, failures = type(site.store.jobs).retry, iter([True, False, True, True, False, False])
+
+    def dies(*args: object, **more: object) -> None:
+        if next(failures, False):
+            raise StoreUnavailable("the process died after the commit")
+        retry(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(site.store.jobs), "retry", dies)
+    found: list[tuple[str, str]] = []
+    for _ in range(20):
+        with suppress(StoreUnavailable):
+            run(site, job)
+        found += sent_mails(site)
+        site.now += LEASE + MINUTE
+    assert sorted(to for to, _ in found) == people
+    assert masses(site).get(job.id).status is Status.FINISHED
