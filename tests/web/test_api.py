@@ -12,14 +12,18 @@ from uuid import uuid4
 import pytest
 
 from portal.assemble import Parts
+from portal.batches.batch import Act as BatchAct
+from portal.batches.mass import MassAct
+from portal.batches.mass_run import MassActs
 from portal.model.audit import AuditFilter
-from portal.model.message import State, Symbol, Tier
+from portal.model.message import Filter, State, Symbol, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.token import Scope
 from portal.policy.tokens import TokenRequest
 from portal.stores.records import Held
 from portal.web.api import frame
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
+from tests.builders import rule as rule_of
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
 from tests.web.test_portal import plain
@@ -117,9 +121,42 @@ API: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "/api/v1/messages/release"): (200, 403, 200, 200, 200, 403),
     ("POST", "/api/v1/messages/delete"): (200, 403, 200, 200, 403, 403),
     ("POST", "/api/v1/messages/restore"): (200, 403, 200, 200, 403, 403),
+    ("GET", "/api/v1/jobs"): (200, 200, 200, 200, 200, 200),
+    ("POST", "/api/v1/jobs"): (200, 403, 200, 200, 403, 403),
+    ("GET", "/api/v1/jobs/ID"): (200, 200, 200, 404, 200, 200),
+    ("POST", "/api/v1/jobs/ID/pause"): (200, 403, 200, 404, 403, 403),
+    ("POST", "/api/v1/jobs/ID/resume"): (200, 403, 200, 404, 403, 403),
+    ("POST", "/api/v1/jobs/ID/cancel"): (200, 403, 200, 404, 403, 403),
+    ("POST", "/api/v1/jobs/ID/retry"): (409, 403, 409, 404, 403, 403),
+    ("GET", "/api/v1/rules"): (200, 200, 200, 200, 200, 200),
+    ("POST", "/api/v1/rules"): (200, 403, 200, 403, 403, 403),
+    ("POST", "/api/v1/rules/ID/remove"): (200, 403, 200, 404, 403, 403),
+    ("GET", "/api/v1/recipients"): (200, 200, 200, 404, 200, 200),
+    ("POST", "/api/v1/recipients/stop-digests"): (200, 403, 200, 404, 403, 403),
+    ("POST", "/api/v1/recipients/resume-digests"): (200, 403, 200, 404, 403, 403),
+    ("POST", "/api/v1/recipients/send-digest"): (200, 403, 200, 404, 403, 403),
+    ("POST", "/api/v1/recipients/sign-out"): (200, 403, 200, 404, 403, 403),
+    ("GET", "/api/v1/statistics"): (200, 200, 200, 200, 200, 200),
 }
-QUERIES = {"/api/v1/messages/groups": "by=symbol"}
+QUERIES = {
+    "/api/v1/messages/groups": "by=symbol",
+    "/api/v1/recipients": f"address={ALICE}",
+    "/api/v1/rules": "scope=example.org",
+}
 FREE = ("/api/v1", "/api/v1/", "/api/v1/openapi.json")  # without a token
+
+
+def body_of(rule: str, held: Held) -> Any:
+    """Return the body of a POST, for messages and recipients in example.org."""
+    match rule.split("/")[3]:
+        case "messages":
+            return {"ids": [name(held)]}
+        case "jobs":
+            return {"act": "restore", "search": {"domain": ["example.org"]}, "reason": "x", "dry_run": True}
+        case "rules":
+            return {"scope": ALICE, "sender": "added.example", "effect": "block"}
+        case _:
+            return {"address": ALICE}
 
 
 def test_every_route_is_in_the_matrix(site: Site) -> None:
@@ -131,11 +168,17 @@ def test_every_route_is_in_the_matrix(site: Site) -> None:
 def test_each_token_reaches_what_the_matrix_says(site: Site, column: int) -> None:
     program = client(site, *TOKENS[column])
     dangerous = hold(site.store, recipients=(ALICE,), tier=Tier.DANGEROUS)
+    mass = MassAct(BatchAct.RESTORE, Filter(domains=frozenset({"example.org"})), "domain=example.org", 1, "x")
+    job = MassActs(site.store, site.parts.actions, site.parts.staff).start(mass, BY_OPERATOR, uuid4())
+    [blocked] = site.store.rules.add([rule_of("added.example")], site.now)
+    ids = {"messages": name(dangerous), "jobs": str(job.id), "rules": str(blocked.id)}
     before = site.delivery(dangerous), site.history(dangerous)
     for (method, rule), statuses in API.items():
-        path = rule.removeprefix("/api/v1").replace("ID", name(dangerous))
-        query = f"?{QUERIES[rule]}" if rule in QUERIES else ""
-        answer = program.get(path + query) if method == "GET" else program.post(path, {"ids": [name(dangerous)]})
+        path = rule.removeprefix("/api/v1").replace(
+            "ID", ids.get(rule.split("/")[3] if rule.count("/") > 2 else "", "")
+        )
+        query = f"?{QUERIES[rule]}" if rule in QUERIES and method == "GET" else ""
+        answer = program.get(path + query) if method == "GET" else program.post(path, body_of(rule, dangerous))
         assert answer.status == statuses[column], (method, rule, answer.text)
         if answer.status >= 400:
             assert answer.header("Content-Type") == PROBLEM and answer.json["detail"]
@@ -151,7 +194,7 @@ def test_no_token_and_no_cookie_opens_a_route(site: Site) -> None:
     for method, rule in sorted(API):
         if rule in FREE:
             continue
-        path = rule.replace("ID", name(held))
+        path = rule.replace("ID", name(held) if "/messages/" in rule else str(held.id))
         for authorization in ("", "Bearer ", "Bearer qtn_" + "0" * 48, f"Basic {secret}", f"Bearer {secret}x", secret):
             headers = {"Authorization": authorization, "Content-Type": "application/json"}
             body = json.dumps({"ids": [name(held)]}).encode() if method == "POST" else b""

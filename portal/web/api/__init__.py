@@ -8,6 +8,8 @@
     pages     the document and the page of documentation
     search    lists and groups of messages
     messages  one message, and what is done with messages
+    jobs      everything that a search finds, in the background
+    rules, recipients, statistics
 
 To add a route: write a model of its query or body and one of its answer, and a handler that takes a `Caller` and
 returns that answer, and describe them in a `Route` of a table that `Api.table` includes. Checks of the query and body,

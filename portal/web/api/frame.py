@@ -22,12 +22,16 @@ from urllib.parse import parse_qsl
 from bottle import HTTPError, HTTPResponse
 from pydantic import ValidationError
 
+from portal.web.api.jobs import JobRoutes
 from portal.web.api.limits import RequestLimit
 from portal.web.api.messages import MessageRoutes
 from portal.web.api.pages import ApiPages
 from portal.web.api.problems import NOTHING_HERE, FieldProblem, invalid, of_bottle, of_error, of_validation, problem
+from portal.web.api.recipients import RecipientRoutes
 from portal.web.api.route import PREFIX, Caller, Model, Route
+from portal.web.api.rules import RuleRoutes
 from portal.web.api.search import SearchRoutes
+from portal.web.api.statistics import StatisticsRoutes
 from portal.web.auth.session import Sessions
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -49,7 +53,8 @@ class Api:
         self._store = pages.parts.store
         self._staff = pages.parts.staff
         self._requests, self._refusals = RequestLimit(REQUESTS_A_MINUTE), RequestLimit(REFUSALS_A_MINUTE)
-        self.table: Sequence[Route] = (*SearchRoutes(pages).table(), *MessageRoutes(pages).table())
+        parts = (SearchRoutes, MessageRoutes, JobRoutes, RuleRoutes, RecipientRoutes, StatisticsRoutes)
+        self.table: Sequence[Route] = [route for part in parts for route in part(pages).table()]
 
     def routes(self) -> Iterable[tuple[str, str, Any]]:
         """Yield method, rule and handler of all routes."""

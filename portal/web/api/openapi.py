@@ -35,9 +35,11 @@ _ALWAYS = {
     500: "An error of the portal, which was logged.",
     503: "The quarantine or too many requests at once. Retry-After says how long to wait.",
 }
+_OF_ACTS = {
+    409: "Nothing was changed: it was done before, has ended, or the same request is being answered; `detail` says it."
+}
 _OF_BODIES = {
     400: "The body is incomplete or not JSON.",
-    409: "The same request, with the same Idempotency-Key, is being answered.",
     413: "The body is too large.",
     415: "The body is not application/json.",
 }
@@ -123,7 +125,8 @@ class Document:
 
     def errors(self, route: Route) -> dict[int, str]:
         """Return the statuses of errors of a route, and when each is returned."""
-        return dict(sorted({**_ALWAYS, **(_OF_BODIES if route.body else {})}.items()))
+        acts, bodies = _OF_ACTS if route.method == "POST" else {}, _OF_BODIES if route.body else {}
+        return dict(sorted({**_ALWAYS, **bodies, **acts}.items()))
 
     def _operation(self, route: Route) -> dict[str, Any]:
         parameters = [each.to_json() for each in self.parameters(route)]

@@ -35,22 +35,29 @@ _VALUES: dict[str, Any] = {"tier": Tier, "state": State, "action": Literal[ACTIO
 class Search(Model):
     """The criteria of a search. `with_criteria` adds the fields."""
 
+    def texts(self) -> dict[str, list[str]]:
+        """Return the criteria as they were typed, by name."""
+        typed = self.model_dump(by_alias=True, exclude_defaults=True)
+        return {
+            name: value if isinstance(value, list) else [value]
+            for name, value in typed.items()
+            if name in criteria.NAMES
+        }
+
     def filter(self, parts: Parts, member: Member) -> Filter:
         """Return the criteria, for the deliveries that a token may see. Times without a zone are in UTC.
 
         Raises BadCriterion.
         """
-        typed = self.model_dump(by_alias=True, exclude_defaults=True)
-        texts = {
-            name: value if isinstance(value, list) else [value]
-            for name, value in typed.items()
-            if name in criteria.NAMES
-        }
         reach = parts.staff.reach(member, Permission.SEE_ENVELOPE)
-        return criteria.read(texts, UTC, parts.actions.now()).within(None if EVERYWHERE in reach else reach)
+        return criteria.read(self.texts(), UTC, parts.actions.now()).within(None if EVERYWHERE in reach else reach)
 
 
 S = TypeVar("S", bound=Search)
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
 
 
 def with_criteria(name: str, base: type[S]) -> type[S]:
@@ -58,7 +65,8 @@ def with_criteria(name: str, base: type[S]) -> type[S]:
     fields: dict[str, Any] = {}
     for each in criteria.CRITERIA:
         kind: Any = _VALUES.get(each.name, Text)
-        field = partial(Field, alias=each.name, description=each.help)
+        # An empty value is no value of a criterion, so the document does not name it as the default.
+        field = partial(Field, alias=each.name, description=each.help, json_schema_extra=_without_default)
         whole = (list[kind], field([], max_length=100)) if each.many else (kind, field(""))
         fields[each.name.replace("-", "_")] = whole
     model: type[S] = create_model(name, __base__=base, **fields)

@@ -1,0 +1,249 @@
+"""The routes of jobs: release, delete and so on everything that a search finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Annotated
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
+
+from pydantic import AfterValidator, Field
+
+from portal.batches.batch import Act
+from portal.batches.mass import ACTS, ENDED, DryRun, MassAct, Obstacle, Status, View
+from portal.batches.mass_run import REASON_CHARS, MassActs
+from portal.model.errors import AlreadyDone, NotAllowed, NotFound
+from portal.model.message import State, Tier
+from portal.policy.staff import Permission
+from portal.stores.records import Command
+from portal.web.api.problems import FieldProblem, invalid
+from portal.web.api.route import Caller, Model, Name, Route, Text
+from portal.web.api.search import Count, Search, with_criteria
+from portal.web.pages import Pages
+
+_EXAMPLE = "01a2b3c4-d5e6-5f01-8a2b-3c4d5e6f7a8b"
+_NAME = Name("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "The id of a job.", _EXAMPLE)
+_STEERING = {
+    "pause": (Command.PAUSE, "Pause a job", "Stops a job after the deliveries that it acts on now."),
+    "resume": (None, "Resume a job", "Lets a paused job go on."),
+    "cancel": (Command.CANCEL, "Cancel a job", "Ends a job. What it has done stays done."),
+}
+_OF_ACT = "The token also needs the permission for what the job does, in one of its domains at least."
+
+
+# ---- requests and answers
+
+
+def _of_staff(act: str) -> str:
+    if act not in ACTS:
+        raise ValueError(f"use one of {', '.join(ACTS)}")
+    return act
+
+
+JobSearch = with_criteria("JobSearch", Search)
+
+
+class JobRequest(Model):
+    """An act on everything that a search finds."""
+
+    act: Annotated[str, AfterValidator(_of_staff)] = Field(
+        description="What to do.", json_schema_extra={"enum": [*ACTS]}
+    )
+    search: JobSearch = Field(description="At least one criterion. Messages that arrive later are not included.")  # type: ignore[valid-type]  # it is made of the criteria
+    reason: Text = Field(max_length=REASON_CHARS, description="For the audit and the history.")
+    max_tier: Tier = Field(
+        Tier.SPAM,
+        description="Of a release: more harmful messages are left alone, so that none is released by mistake.",
+    )
+    dry_run: bool = Field(False, description="Whether to count only, and change nothing.")
+
+
+class JobPart(Model):
+    """Deliveries that have the domain of the recipient, the tier and the state in common."""
+
+    domain: str
+    tier: Tier
+    state: State
+    count: int
+    obstacle: Obstacle | None = Field(description="Why the job leaves them alone; null: it acts on them.")
+
+
+class JobDetail(Model):
+    """A job, and how far it is."""
+
+    id: str
+    act: str
+    status: Status
+    search: str = Field(description="The search, as in the address of the console's page.")
+    reason: str
+    by: str
+    via: str
+    created_at: datetime
+    waits_for: str = Field(description='What the job waits for: "mail-server" or "index"; "" if for nothing.')
+    done: int = Field(description="Deliveries that it acted on.")
+    failed: int = Field(description="Deliveries whose release failed; retry tries them again.")
+    left: int
+    per_minute: int
+    outcomes: dict[str, int] = Field(description="The number of deliveries with each outcome.")
+    retries: str | None = Field(description="The job whose failed releases this one tries again.")
+
+
+class StartedJob(Model):
+    """A new job, or a dry run, with a count of what it acts on."""
+
+    job: JobDetail | None = Field(description="null for a dry run, and if there is nothing to do.")
+    count: int = Field(description="Deliveries that it acts on.")
+    total: Count = Field(description="Of what the search finds.")
+    parts: list[JobPart]
+
+
+class JobList(Model):
+    """The jobs of the last 30 days that the token may see, the newest first."""
+
+    jobs: list[JobDetail]
+
+
+def _detail(found: View) -> JobDetail:
+    return JobDetail(
+        id=str(found.job.id),
+        act=found.mass.act,
+        status=found.status,
+        search=f"?{found.mass.query}" if found.mass.query else "",
+        reason=found.mass.reason,
+        by=found.job.actor.who,
+        via=found.job.actor.via,
+        created_at=found.job.created_at,
+        waits_for=found.progress.waits_for if found.status is Status.WAITING else "",
+        done=found.done,
+        failed=found.failed,
+        left=found.left,
+        per_minute=found.per_minute,
+        outcomes={outcome.value: count for outcome, count in sorted(found.progress.counts.items())},
+        retries=str(found.mass.retries) if found.mass.retries else None,
+    )
+
+
+# ---- routes
+
+
+class JobRoutes:
+    """/jobs and what is below."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._parts = pages.parts
+        self._masses = MassActs(pages.parts.store, pages.parts.actions, pages.parts.staff)
+
+    def table(self) -> Sequence[Route]:
+        """Return the routes."""
+        see, names = Permission.SEE_ENVELOPE, {"id": _NAME}
+        return (
+            Route(
+                method="GET", path="/jobs", permission=see, operation="listJobs", summary="List jobs",
+                text="Lists the jobs of the last 30 days, those of the token and those about its domains only.",
+                handler=self.list, answer=JobList,
+            ),
+            Route(
+                method="POST", path="/jobs", permission=see, operation="startJob", summary="Start a job",
+                text=f"Acts on everything that a search finds, in the background. Try `dry_run` first. {_OF_ACT}",
+                handler=self.start, body=JobRequest, answer=StartedJob,
+                example='{"act": "release", "search": {"symbol": ["BAYES_SPAM"], "since": "12h"}, '
+                '"reason": "wrong rule", "dry_run": true}',
+            ),
+            Route(
+                method="GET", path="/jobs/{id}", permission=see, operation="getJob", summary="Show a job",
+                text="Returns how far a job is.", handler=self.show, answer=JobDetail, names=names,
+            ),
+            *(
+                Route(
+                    method="POST", path=f"/jobs/{{id}}/{name}", permission=see, operation=f"{name}Job",
+                    summary=summary, text=f"{text} {_OF_ACT}", handler=partial(self._steer, command),
+                    answer=JobDetail, names=names,
+                )
+                for name, (command, summary, text) in _STEERING.items()
+            ),
+            Route(
+                method="POST", path="/jobs/{id}/retry", permission=see, operation="retryJob", summary="Retry a job",
+                text=f"Tries the failed releases of a job that has ended again, in a new job. {_OF_ACT}",
+                handler=self.retry, answer=JobDetail, names=names,
+            ),
+        )  # fmt: skip
+
+    def list(self, caller: Caller) -> JobList:
+        """GET /jobs."""
+        visible = (each for each in self._masses.newest() if self._masses.rights.may_see(caller.member, each.mass))
+        return JobList(jobs=[*map(_detail, visible)])
+
+    def show(self, caller: Caller, id: str) -> JobDetail:
+        """GET /jobs/{id}."""
+        return _detail(self._found(caller, id))
+
+    def start(self, caller: Caller, body: JobRequest) -> StartedJob:
+        """POST /jobs."""
+        act = Act(body.act)
+        if not self._masses.rights.reach(act, caller.member):
+            raise NotAllowed("this token may not do this anywhere")
+        search = _searched(body)
+        wanted = search.filter(self._parts, caller.member)
+        with self._pages.searching():
+            found = self._masses.dry_run(act, wanted, caller.member)
+        if body.dry_run or not found.count:
+            return _started(found, None)
+        query = urlencode(search.texts(), doseq=True)
+        mass = MassAct(act, wanted, query, found.count, body.reason, caller.member.person, token=caller.token)
+        job = self._masses.start(mass, caller.actor, uuid4(), timedelta())
+        return _started(found, _detail(self._masses.get(job.id)))
+
+    def retry(self, caller: Caller, id: str) -> JobDetail:
+        """POST /jobs/{id}/retry."""
+        found = self._steerable(caller, id)
+        if found.status not in ENDED or not found.failed:
+            raise AlreadyDone("the job has not ended, or nothing failed in it")
+        job = self._masses.retry_failed(found, caller.actor, caller.member)
+        return _detail(self._masses.get(job.id))
+
+    def _steer(self, command: Command | None, caller: Caller, id: str) -> JobDetail:
+        """POST /jobs/{id}/pause, /resume and /cancel."""
+        found = self._steerable(caller, id)
+        if found.status in ENDED:
+            raise AlreadyDone("the job has ended")
+        self._masses.steer(found, command, caller.actor)
+        return _detail(self._masses.get(found.job.id))
+
+    def _steerable(self, caller: Caller, id: str) -> View:
+        """Return a job that the token may steer. Raises NotFound, NotAllowed."""
+        found = self._found(caller, id)
+        if not self._masses.rights.may_steer(caller.member, found.mass):
+            raise NotAllowed("this token may not steer this job")
+        return found
+
+    def _found(self, caller: Caller, id: str) -> View:
+        """Return a job. Raises NotFound, also for one that the token may not see."""
+        found = self._masses.get(UUID(id))
+        if not self._masses.rights.may_see(caller.member, found.mass):
+            raise NotFound("there is no such job")
+        return found
+
+
+def _searched(body: JobRequest) -> Search:
+    """Return the search of a request; for a release without more harmful tiers. Raises 422."""
+    search: Search = body.search
+    if not search.texts():
+        raise invalid(FieldProblem(name="search", detail="Name at least one criterion, like symbol or since."))
+    if body.act != Act.RELEASE:
+        return search
+    allowed = [tier for tier in Tier if tier not in body.max_tier.more_harmful]
+    tiers = [tier for tier in search.texts().get("tier", [*Tier]) if tier in allowed]
+    if not tiers:
+        raise invalid(FieldProblem(name="max_tier", detail="The search is for more harmful messages only: set it."))
+    return search.model_copy(update={"tier": tiers}) if len(tiers) < len(Tier) else search
+
+
+def _started(found: DryRun, job: JobDetail | None) -> StartedJob:
+    parts = [
+        JobPart(domain=part.domain, tier=part.tier, state=part.state, count=part.count, obstacle=part.obstacle)
+        for part in found.parts
+    ]
+    return StartedJob(job=job, count=found.count, total=Count.of(found.total), parts=parts)

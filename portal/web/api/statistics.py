@@ -1,0 +1,113 @@
+"""The route of the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from enum import StrEnum
+
+from pydantic import Field
+
+from portal.model.message import domain
+from portal.model.staff import EVERYWHERE
+from portal.model.statistics import Outcome, Part, lines
+from portal.policy.staff import Permission
+from portal.web.api.problems import FieldProblem, invalid
+from portal.web.api.route import Caller, Model, Route
+from portal.web.pages import Pages
+
+_DAYS = 30
+
+
+class By(StrEnum):
+    """The subject of one line of the statistics."""
+
+    DAY = "day"
+    TIER = "tier"
+    SYMBOL = "symbol"
+    SENDER = "sender"
+    DELAY = "delay"
+
+    @property
+    def part(self) -> Part:
+        """The counts that the lines are made from."""
+        return Part.TOTAL if self is By.DAY else Part(self.value)
+
+
+class StatisticsQuery(Model):
+    """The numbers to return."""
+
+    by: By = Field(By.DAY, description="What one line is about; delay: from opening a link to the act.")
+    domain: str = Field("", max_length=254, description="Only recipients of this domain.")
+    since: date | None = Field(None, description="From this day on (UTC). Default: 30 days ago.")
+    until: date | None = Field(None, description="Up to this day (UTC). Default: today.")
+    limit: int = Field(100, ge=1, le=1000)
+
+
+class StatisticsLine(Model):
+    """The numbers of deliveries with one name."""
+
+    name: str
+    numbers: dict[str, int] = Field(description="By outcome: held, released and so on.")
+    mistakes: float | None = Field(description="The share of released ones among those held; null if none was held.")
+
+
+class StatisticsList(Model):
+    """Days in order; other lines with those with most deliveries first."""
+
+    since: date
+    until: date
+    domain: str = Field(description='"" for all domains.')
+    lines: list[StatisticsLine]
+
+
+class StatisticsRoutes:
+    """GET /statistics."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._parts = pages.parts
+
+    def table(self) -> Sequence[Route]:
+        """Return the route."""
+        text = "Returns how many messages were held, released and so on. The numbers are kept longer than the messages."
+        return (
+            Route(
+                method="GET", path="/statistics", permission=Permission.SEE_ENVELOPE, operation="getStatistics",
+                summary="Show statistics", text=text, handler=self.show, query=StatisticsQuery,
+                answer=StatisticsList, example="by=symbol&since=2026-11-01",
+            ),
+        )  # fmt: skip
+
+    def show(self, caller: Caller, query: StatisticsQuery) -> StatisticsList:
+        """GET /statistics."""
+        host, today = self._domain(caller, query.domain), self._pages.now().date()
+        until = query.until or today
+        since = query.since or max(date.min + timedelta(days=_DAYS), until) - timedelta(days=_DAYS)
+        if since > until:
+            raise invalid(FieldProblem(name="since", detail="It is after until, so no day can match. Exchange them."))
+        with self._pages.searching():
+            counts = self._parts.store.statistics.counts(query.by.part, since, until, host)
+        found = lines(counts, by_day=query.by is By.DAY)[: query.limit]
+        return StatisticsList(
+            since=since,
+            until=until,
+            domain=host,
+            lines=[
+                StatisticsLine(
+                    name=each.name,
+                    numbers={outcome.value: each.number(outcome) for outcome in Outcome},
+                    mistakes=each.mistakes,
+                )
+                for each in found
+            ],
+        )
+
+    def _domain(self, caller: Caller, typed: str) -> str:
+        """Return the domain of the numbers, `ALL` for all. Raises 422, also for a domain that the token may not see."""
+        reach, host = self._parts.staff.reach(caller.member, Permission.SEE_ENVELOPE), domain(typed.strip())
+        if EVERYWHERE in reach or host in reach:
+            return host
+        if not host and len(reach) == 1:
+            return next(iter(reach))
+        raise invalid(FieldProblem(name="domain", detail="Name a domain of this token."))
