@@ -48,6 +48,7 @@ def chart(names: Sequence[str], series: Mapping[str, Sequence[int]], *, stacked:
         include_x_axis=True,
         integer_values=True,
         show_minor_x_labels=False,
+        truncate_label=-1,  # the default cuts a date after its second character
         x_labels_major_count=min(_LABELS, len(names)) or None,
         no_data_text="–",
         formatter=lambda value: f"{value:,.0f}",

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Start, State, Symbol, Tier
-from portal.model.statistics import LATER, NAMES_MAX, Count, DayCounts, Fact, Outcome, Part, lines
+from portal.model.statistics import LATER, NAMES_MAX, Count, DayCounts, Fact, Month, Outcome, Part, lines
 from portal.stores import Store
 from portal.stores.files.database import DATABASE
 from portal.stores.files.store import FileStore
@@ -257,6 +257,19 @@ def test_lines_sum_days_and_outcomes() -> None:
     assert [line.name for line in found] == ["B", "A", "C"]
     assert [line.mistakes for line in found] == [0, 0.25, None]
     assert [line.number("held") for line in lines(counts, by_day=True)] == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "before"),
+    [
+        ("2026-01-01", "2026-01-31", "2025-12"),
+        ("2028-02-01", "2028-02-29", "2028-01"),
+        ("2026-12-01", "2026-12-31", "2026-11"),
+    ],
+)
+def test_months_end_and_follow_each_other(first: str, last: str, before: str) -> None:
+    month = Month(date.fromisoformat(first))
+    assert (month.last.isoformat(), str(month.before), str(month)) == (last, before, first[:7])
 
 
 def test_long_delays_have_a_name() -> None:

@@ -227,7 +227,7 @@ def _console_job(stage: Stage) -> None:
 def _statistics(stage: Stage) -> None:
     index_facets(stage.site.parts)
     count_days(stage.site.parts, stage.site.now)
-    stage.go("admin/statistics?days=7")
+    stage.go("admin/statistics?period=7")
 
 
 @dataclass(frozen=True)

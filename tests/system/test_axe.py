@@ -228,7 +228,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
         *(
             "admin/staff?done=given",
             "admin/statistics",
-            "admin/statistics?days=7",
+            "admin/statistics?period=7",
             "admin/audit",
             "admin/tokens",
             "api/v1/",
