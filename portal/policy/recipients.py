@@ -14,7 +14,17 @@ from enum import StrEnum
 
 from portal.model.audit import Act, AuditEntry
 from portal.model.errors import UnknownRecipient
-from portal.model.message import Actor, Delivery, Filter, Reader, domain, is_address
+from portal.model.message import (
+    Actor,
+    Delivery,
+    DeliveryId,
+    EventKind,
+    Filter,
+    Reader,
+    State,
+    domain,
+    is_address,
+)
 from portal.model.rule import Rule
 from portal.model.schedule import Plan, typed_preferences
 from portal.model.text import N_, shown
@@ -75,6 +85,7 @@ class Profile:
     plan: Plan
     counts: Counts
     newest: Sequence[Delivery]
+    answers: Mapping[DeliveryId, str]  # of the mail server, for those of `newest` that were released
     rules: Sequence[Rule]  # at most `RULES_SHOWN` + 1
     contacts: Contacts
     due_at: datetime | None  # of the next digest, if there is something for it
@@ -133,10 +144,19 @@ class Recipients:
         plan = self.domains.plan(recipient, person.preferences)
         counts = store.deliveries.counts(reader, COUNTED) if reader.identities else Counts({}, complete=True)
         newest = store.deliveries.matching(reader, Filter(), _NEWEST).deliveries if counts.of else ()
+        answers = self._answers(newest)
         rules = store.rules.list(reader.identities, RULES_SHOWN + 1, now)
         contacts = contacts if mailbox.is_person else NO_CONTACTS
         due_at = None if person.stopped_at else person.next_digest_at or plan.next_time(now)
-        return Profile(mailbox, reader, person, plan, counts, newest, rules, contacts, due_at)
+        return Profile(mailbox, reader, person, plan, counts, newest, answers, rules, contacts, due_at)
+
+    def _answers(self, deliveries: Sequence[Delivery]) -> dict[DeliveryId, str]:
+        """Return what the mail server answered when it accepted these deliveries. Raises StoreUnavailable."""
+        keys = [each.key for each in deliveries if each.state is State.RELEASED]
+        events = self.store.deliveries.last_events(keys) if keys else {}
+        return {
+            key: event.detail for key, found in events.items() for event in found if event.kind is EventKind.RELEASED
+        }
 
     # ---- acts
 

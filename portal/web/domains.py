@@ -119,13 +119,14 @@ class DomainPages:
         with self._pages.searching():
             groups = self._pages.parts.store.facets.groups(Filter(states=frozenset({State.HELD})), GroupBy.DOMAIN)
         held = {group.name: group.count for group in groups.groups}
+        names, by_held = self._domains.local(), request.query("order") == "held"
         rows = []
-        for name in self._domains.local():
+        for name in sorted(names, key=lambda each: -held.get(each, 0)) if by_held else names:
             if self._may(staff, Permission.READ_AUDIT, name):
                 values = plain_values(self._domains.own(name))
                 text = ", ".join(f"{key} = {_text(value)}" for key, value in values.items())
                 rows.append(DomainRow(name, shown_address(name), number(held.get(name, 0)), shown(text, 300)))
-        return self._console.page(request, staff, "domains", rows=rows, is_counted=groups.total.exact)
+        return self._console.page(request, staff, "domains", rows=rows, by_held=by_held, is_counted=groups.total.exact)
 
     def _one(
         self, request: Request, staff: StaffSession, host: str, *, wrong: tuple[str, str, str] | None = None

@@ -253,7 +253,9 @@ class RecipientPages:
             "counts": _counts(profile, viewer, is_alone=not others),
             "is_counted": profile.counts.complete,
             "all_query": _search(recipient),
-            "rows": [_message_row(each, recipient, viewer) for each in profile.newest],
+            "rows": [
+                _message_row(each, recipient, profile.answers.get(each.key, ""), viewer) for each in profile.newest
+            ],
             "digests": _digest_facts(profile, viewer) if mailbox.is_person else None,
             "sign_ins": [_sign_in(*each, viewer) for each in profile.contacts.sign_ins],
             "sessions": [_session(each, viewer) for each in profile.contacts.sessions],
@@ -297,7 +299,8 @@ def _counts(profile: Profile, viewer: Viewer, *, is_alone: bool) -> list[tuple[s
     ]
 
 
-def _message_row(delivery: Delivery, recipient: str, viewer: Viewer) -> MessageRow:
+def _message_row(delivery: Delivery, recipient: str, answer: str, viewer: Viewer) -> MessageRow:
+    """Return a row. ``answer``: that of the mail server to the release, "" if it was not released."""
     message, language = delivery.message, viewer.language
     highest = sorted((s for s in message.symbols if s.score > 0), key=lambda s: -s.score)[:_SYMBOLS]
     return MessageRow(
@@ -312,7 +315,7 @@ def _message_row(delivery: Delivery, recipient: str, viewer: Viewer) -> MessageR
         threshold="" if message.threshold is None else language.threshold(message.threshold),
         tier=TIER_NAMES[message.tier],
         state=STATE_NAMES.get(delivery.state, ""),
-        answer=shown(delivery.reason, 300),
+        answer=shown(answer or delivery.reason, 300),
     )
 
 

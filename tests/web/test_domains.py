@@ -44,9 +44,12 @@ def test_the_list_has_each_domain_with_its_messages_and_values(site: Site) -> No
     site.parts.domains.set("example.net", "language", "fr", BY_OPERATOR)
     while site.store.facets.index():
         pass
-    page = text_of(staff(site).get("/admin/domains"))
-    rows = re.findall(r'<bdi>([^<]*)</bdi></a></td><td class="number">(\d+)</td><td><bdi dir="ltr">([^<]*)</bdi>', page)
-    assert rows == [("example.net", "0", "language = fr"), ("example.org", "1", ""), ("münchen.example", "0", "")]
+    browser = staff(site)
+    row = r'<bdi>([^<]*)</bdi></a></td><td class="number">(\d+)</td><td><bdi dir="ltr">([^<]*)</bdi>'
+    found = [("example.net", "0", "language = fr"), ("example.org", "1", ""), ("münchen.example", "0", "")]
+    assert re.findall(row, text_of(browser.get("/admin/domains"))) == found
+    by_held = re.findall(row, text_of(browser.get("/admin/domains?order=held")))
+    assert by_held == [found[1], found[0], found[2]]
 
 
 def test_a_value_is_set_and_removed_at_once_with_a_name_in_the_audit(site: Site) -> None:

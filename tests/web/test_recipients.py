@@ -17,11 +17,12 @@ from digest.housekeeping import forget_waiting
 from portal.assemble import Parts
 from portal.model.audit import Act, AuditEntry, AuditFilter
 from portal.model.errors import NotFound
-from portal.model.message import State, Tier
+from portal.model.message import EventKind, State, Tier
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Unsent
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, rule
+from tests.smtp_server import SmtpServer
 from tests.statements import Statements
 from tests.web_client import Answer, Browser, Site
 
@@ -106,6 +107,15 @@ def test_an_unknown_address_says_why(site: Site, typed: str, reason: str) -> Non
     browser = staff(site)
     answer = browser.get(f"/admin/recipients/?address={quote(typed)}")
     assert answer.status == 200 and reason in answer.text and "<script>alert" not in answer.text
+
+
+def test_a_released_message_has_the_answer_of_the_mail_server(make_parts: Callable[..., Parts]) -> None:
+    with SmtpServer() as server:
+        site = Site(make_parts(relay__url=server.url))
+        held = site.hold(recipients=(ALICE,))
+        site.parts.actions.release(held.id, 0, BY_OPERATOR)
+    [answer] = [each.detail for each in site.history(held) if each.kind is EventKind.RELEASED]
+    assert answer.startswith("250") and f"<bdi>{answer}</bdi>" in page_of(staff(site), ALICE)
 
 
 def test_a_part_of_an_address_is_enough(site: Site) -> None:
