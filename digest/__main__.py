@@ -32,13 +32,13 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from digest import attachments, housekeeping, news, notices, report, statistics
+from digest import attachments, housekeeping, news, notices, report, sizes, statistics
 from digest import run as work
 from digest.outcomes import Progress as RunProgress
 from digest.outcomes import Summary
 from digest.stopping import Pace, Stopped
 from portal import __version__
-from portal.assemble import Parts, assemble, log_to_stderr
+from portal.assemble import Parts, assemble, log_as_chosen, log_to_stderr
 from portal.batches.parallel import retry_due
 from portal.digests.compose import DELIVERIES
 from portal.model.clock import utc_now
@@ -99,6 +99,7 @@ def run() -> None:
     with _exit_on_problem():
         try:
             settings = load()
+            log_as_chosen(settings)
             parts = _open_when_available(settings)
         except QuarantineError:
             # At interpreter shutdown an exception raised by a handler would be printed as a traceback.
@@ -159,6 +160,7 @@ def _scheduler(parts: Parts, stopped: Stopped) -> BlockingScheduler:
         ("digests", digests, IntervalTrigger(seconds=10), now),
         ("notices", now_and_stopped(partial(notices.send_notices, pace=pace)), IntervalTrigger(seconds=10), soon),
         ("statistics", now_and_stopped(statistics.count_days), IntervalTrigger(minutes=1), soon),
+        ("sizes", now_and_stopped(sizes.measure), IntervalTrigger(minutes=1), soon),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: news.find_news(parts, utc_now(), applied=applied), IntervalTrigger(hours=1), soon),
         ("reminders", now_and_stopped(housekeeping.remind), IntervalTrigger(hours=1), soon),

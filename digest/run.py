@@ -32,6 +32,7 @@ from portal.model.errors import (
 )
 from portal.model.message import State, new_id
 from portal.stores import LEASE
+from portal.stores.durations import Measured, sending
 from portal.stores.records import Digest, Unsent
 from portal.stores.senders import known_senders
 
@@ -372,7 +373,10 @@ class Run:
             if self._is_over() or self.clock() > claimed.until - LEFT_OF_LEASE:
                 return Outcome(digest)
             begun = True
-            reply = connection.send("", digest.address, [mail], has_8bit=not mail.isascii()) if mail else ""
+            reply = ""
+            if mail:
+                with sending(self.parts.store, Measured.DIGEST):
+                    reply = connection.send("", digest.address, [mail], has_8bit=not mail.isascii())
         except BaseException as error:
             return Outcome(digest, error=error, begun=begun)
         return Outcome(digest, reply, begun=True)

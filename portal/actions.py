@@ -49,6 +49,7 @@ from portal.policy.decision import WhyNot, why_not
 from portal.policy.learning import Learning
 from portal.policy.mailing import Mailing
 from portal.scanning import RELEASE_SECONDS, Scanning
+from portal.stores.durations import Measured, sending
 from portal.stores.lifecycle import REMINDER_AFTER, address_of, is_past
 
 log = logging.getLogger("quarantine.release")
@@ -154,13 +155,10 @@ class Actions(Mailing):
                 # The body is opened before the SMTP session, so that a missing file does not interrupt a transaction.
                 body = self.store.messages.body(id)
                 first = next(body, b"")
-                reply = self.relay.send(
-                    # If the sender is unknown, use the null sender: no bounce can then reach a third party.
-                    message.envelope_sender or "",
-                    delivery.address,
-                    chain((self._prepended_headers(message), first), body),
-                    has_8bit=message.has_8bit,
-                )
+                # If the sender is unknown, use the null sender: no bounce can then reach a third party.
+                sender, chunks = message.envelope_sender or "", chain((self._prepended_headers(message), first), body)
+                with sending(self.store, Measured.RELEASE):
+                    reply = self.relay.send(sender, delivery.address, chunks, has_8bit=message.has_8bit)
             except (RelayDeferred, StoreUnavailable) as error:
                 log.warning(
                     "deferred id=%s recipient=%s tries=%d: %s",

@@ -15,7 +15,7 @@ from portal.mail.relay import Relay
 from portal.mail.render import Render
 from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.links import Links
-from portal.model.log_lines import LineFormatter, leave_out_unused
+from portal.model.log_lines import JsonFormatter, LineFormatter, leave_out_unused
 from portal.model.message import identity
 from portal.model.tiers import Tiers
 from portal.people import Directory
@@ -136,6 +136,14 @@ def log_to_stderr() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     leave_out_unused()
     logging.getLogger("quarantine").setLevel(logging.INFO)
+
+
+def log_as_chosen(settings: Settings) -> None:
+    """Log from now on in the form of ``log.format``."""
+    if settings.log.format == "json":
+        for handler in logging.root.handlers:
+            if isinstance(handler.formatter, LineFormatter):
+                handler.setFormatter(JsonFormatter())
 
 
 def make_render(settings: Settings, store: Store) -> Render:

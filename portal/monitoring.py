@@ -19,7 +19,6 @@ from portal.stores.records import Stats
 
 _NOT_SELECTED = "not_selected."  # followed by Rspamd's action, or "other"
 _DELIVERIES = "deliveries."  # followed by the outcome and the tier
-_POSTS = "posts."  # followed by "known" or "refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +58,9 @@ def count_not_selected(store: Store, action: str | None) -> None:
     store.notes.count({_NOT_SELECTED + (name if name in ACTIONS else "other"): 1})
 
 
-def not_selected(store: Store) -> Mapping[str, int]:
-    """Return the number of messages that were not held, by Rspamd's action. Raises StoreUnavailable."""
-    return _by_label(store, _NOT_SELECTED)
-
-
-def count_post(store: Store, outcome: str) -> None:
-    """Count a post whose message was held before ("known"), or that cannot be held ("refused")."""
-    store.notes.count({_POSTS + outcome: 1})
-
-
-def posts(store: Store) -> Mapping[str, int]:
-    """Return the numbers of `count_post`. Raises StoreUnavailable."""
-    return {"known": 0, "refused": 0, **_by_label(store, _POSTS)}
+def not_selected(counters: Mapping[str, float]) -> Mapping[str, int]:
+    """Return the number of messages that were not held, by Rspamd's action."""
+    return _by_label(counters, _NOT_SELECTED)
 
 
 def count_deliveries(store: Store) -> None:
@@ -84,28 +73,23 @@ def count_deliveries(store: Store) -> None:
         store.notes.add_counters(more)
 
 
-def deliveries(store: Store) -> Mapping[str, int]:
-    """Return the number of deliveries, by outcome and tier as "held.spam". Raises StoreUnavailable."""
-    return _by_label(store, _DELIVERIES)
+def deliveries(counters: Mapping[str, float]) -> Mapping[str, int]:
+    """Return the number of deliveries, by outcome and tier as "held.spam"."""
+    return _by_label(counters, _DELIVERIES)
 
 
-def scans(store: Store) -> Mapping[str, int]:
-    """Return the number of virus scans, by `ScanOutcome`. Raises StoreUnavailable."""
-    return _by_label(store, SCANNED)
+def scans(counters: Mapping[str, float]) -> Mapping[str, int]:
+    """Return the number of virus scans, by `ScanOutcome`."""
+    return _by_label(counters, SCANNED)
 
 
-def learned(store: Store) -> Mapping[str, int]:
-    """Return the number of messages posted to be learned, by label and HTTP status as "ham.200". Raises
-    StoreUnavailable."""
-    return _by_label(store, LEARNED)
+def learned(counters: Mapping[str, float]) -> Mapping[str, int]:
+    """Return the number of messages posted to be learned, by label and HTTP status as "ham.200"."""
+    return _by_label(counters, LEARNED)
 
 
-def _by_label(store: Store, prefix: str) -> Mapping[str, int]:
-    return {
-        name.removeprefix(prefix): round(number)
-        for name, number in store.notes.counters().items()
-        if name.startswith(prefix)
-    }
+def _by_label(counters: Mapping[str, float], prefix: str) -> Mapping[str, int]:
+    return {name.removeprefix(prefix): round(number) for name, number in counters.items() if name.startswith(prefix)}
 
 
 def runs(store: Store) -> Runs:

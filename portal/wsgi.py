@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterable
 
-from portal.assemble import assemble, log_to_stderr
+from portal.assemble import assemble, log_as_chosen, log_to_stderr
 from portal.model.errors import QuarantineError, SettingsError, StoreUnavailable, StoreUnusable
 from portal.settings import Settings, load
 from portal.web import Application, StartResponse, create_app
@@ -78,7 +78,9 @@ class LazyApplication:
 
 log_to_stderr()
 try:
-    application = LazyApplication(load())
+    settings = load()
+    log_as_chosen(settings)
+    application = LazyApplication(settings)
 except (SettingsError, StoreUnusable) as error:
     log.critical("not started: %s", error)  # the message alone: uWSGI would print a traceback for each worker
     sys.exit(_NO_APP)

@@ -49,6 +49,8 @@ class Server:
 class ConnectionLost(RelayDeferred):
     """The connection was closed, by the server or because it cannot be used any longer."""
 
+    has_answer = False
+
 
 class Session(smtplib.SMTP):
     """One connection. Raises `ConnectionLost` for all its errors; their text begins with the current `step`."""

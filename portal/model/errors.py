@@ -143,6 +143,8 @@ class RelayDeferred(QuarantineError):
     The administrator must change something; the recipient is not shown the mail server's reply.
     """
 
+    has_answer = True  # of the mail server to this message
+
     def __init__(self, message: str, *, portal_rejected: bool = False) -> None:
         super().__init__(message)
         self.portal_rejected = portal_rejected
@@ -150,6 +152,8 @@ class RelayDeferred(QuarantineError):
 
 class RelayUnreachable(RelayDeferred):
     """The mail server failed or rejected this portal before any command for the message: not about the message."""
+
+    has_answer = False
 
 
 class RelayRefused(QuarantineError):

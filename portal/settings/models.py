@@ -22,6 +22,7 @@ from portal.model.schedule import MAX_TIMES, Schedule
 from portal.model.store_url import StoreUrl
 from portal.model.text import TAGS, Tag
 from portal.settings.domains import RETENTIONS, Domains, DomainSettings, FormerDomains
+from portal.settings.monitoring import LogSettings, MetricsSettings
 from portal.settings.oidc import Providers
 from portal.settings.passwords import ImapSettings, LdapSettings
 from portal.settings.rspamd import ExporterSettings, RspamdSettings, TiersSettings
@@ -285,6 +286,8 @@ class Settings(Section):
     ldap: LdapSettings = LdapSettings()
     imap: ImapSettings = ImapSettings()
     site: SiteSettings = SiteSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
 
     @field_validator("local_domains")
     @classmethod

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from portal.model.message import identity
 from portal.stores.contracts import Store
+from portal.stores.records import Sizes
 
 T = TypeVar("T")
 
@@ -89,6 +90,13 @@ class Reported(NamedTuple):
     people: tuple[str, ...]
 
 
+class Measurement(NamedTuple):
+    """The last sizes of the store, and when they are measured again (`digest.sizes`)."""
+
+    due_at: datetime
+    sizes: Sizes
+
+
 class DayCount(NamedTuple):
     """A number of events on one UTC day."""
 
@@ -103,6 +111,19 @@ def _stopped_to_text(stopped: Mapping[str, datetime]) -> str:
 def _stopped_from_text(text: str) -> dict[str, datetime]:
     # Up to version 0.1.1 identities had U-labels.
     return {identity(recipient): datetime.fromisoformat(at) for recipient, at in json.loads(text).items()}
+
+
+def _measurement_to_text(found: Measurement) -> str:
+    oldest = found.sizes.oldest_unannounced_at
+    sizes = found.sizes._asdict() | {"oldest_unannounced_at": oldest and oldest.isoformat()}
+    return json.dumps({"due_at": found.due_at.isoformat(), "sizes": sizes})
+
+
+def _measurement_from_text(text: str) -> Measurement:
+    found = json.loads(text)
+    oldest = found["sizes"].pop("oldest_unannounced_at")
+    sizes = Sizes(**found["sizes"], oldest_unannounced_at=oldest and datetime.fromisoformat(oldest))
+    return Measurement(datetime.fromisoformat(found["due_at"]), sizes)
 
 
 def _text(name: str) -> Note[str]:
@@ -156,6 +177,7 @@ REPORTED: Note[Reported] = Note(
     lambda reported: json.dumps([reported.month, *reported.people]),
     lambda text: Reported((found := json.loads(text))[0], tuple(found[1:])),
 )
+SIZES = Note("store.sizes", _measurement_to_text, _measurement_from_text)
 STATISTICS_DUE = Note("statistics.due", datetime.isoformat, datetime.fromisoformat)  # the next count
 # The ids for which the names of attachments were read (`digest.attachments`); None: for none yet.
 NAMES_READ: Note[IdRange | None] = Note(

@@ -461,3 +461,11 @@ class Stats:
     oldest_untried_due_at: datetime | None  # of the due digests without a failure
     heartbeat_at: datetime | None  # of the digest process
     not_indexed: int  # messages that could not be indexed for searches of staff
+
+
+class Sizes(NamedTuple):
+    """Numbers about the content of a store."""
+
+    states: Mapping[str, int]  # deliveries by state
+    oldest_unannounced_at: datetime | None
+    bytes: int | None  # of the database; None: of a file store

@@ -40,6 +40,7 @@ imports bottle.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any
 
 from bottle import Bottle, HTTPError, HTTPResponse
@@ -47,8 +48,10 @@ from bottle import request as current
 
 from portal.assemble import Parts
 from portal.mail.languages import negotiated
+from portal.model.log_lines import begin_request
 from portal.passwords import password_servers
 from portal.policy.staff import Permission
+from portal.stores.durations import Measured, observe
 from portal.web import failures
 from portal.web.acts import MessageActs
 from portal.web.api import Api
@@ -116,6 +119,7 @@ class Application:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request. Strip the mount point from the path and add the default headers to the response."""
+        begin_request(environ.get("HTTP_X_REQUEST_ID", ""))
         mount, path = self._pages.site.mount, environ.get("PATH_INFO", "")
         # Bottle ignores octets that are not UTF-8 and treats /%FF as /. Nginx's rules do not match that path.
         known = _is_utf8(path)
@@ -288,9 +292,18 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
 
 
 def _page_handler(pages: Pages, rule: str, handler: Handler) -> Handler:
-    """Return Bottle's callback for a route. It calls the handler and turns errors into pages."""
+    """Return Bottle's callback for a route. It calls the handler, turns errors into pages, and counts the duration."""
+    path = "/" + rule.split("/")[1]
+    label = "other" if "<" in path else path
 
     def callback(**named: str) -> HTTPResponse:
+        began = monotonic()
+        try:
+            return answer(named)
+        finally:
+            observe(pages.parts.store, Measured.PAGE, label, monotonic() - began)
+
+    def answer(named: dict[str, str]) -> HTTPResponse:
         request = _request(pages)
         try:
             return handler(request, **named)

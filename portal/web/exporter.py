@@ -17,6 +17,7 @@ from http.client import responses
 from io import BytesIO
 from ipaddress import IPv6Address, ip_address
 from tempfile import TemporaryFile
+from time import monotonic
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from portal import exporter
@@ -26,8 +27,9 @@ from portal.model.errors import BadExport, QuarantineError, TooLarge
 from portal.model.fast_json import encode
 from portal.model.message import Body
 from portal.model.text import shown
-from portal.monitoring import count_not_selected, count_post
+from portal.monitoring import count_not_selected
 from portal.settings import Network
+from portal.stores.durations import Measured, observe
 
 log = logging.getLogger("quarantine.web")
 
@@ -41,6 +43,7 @@ class _Response(NamedTuple):
     status: int
     headers: list[tuple[str, str]]
     body: bytes
+    outcome: str  # for the metrics
 
 
 class _Rejected(Exception):
@@ -99,7 +102,9 @@ class ExporterEndpoint:
 
     def __call__(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request (PEP 3333). Never raises."""
+        began = monotonic()
         response = self._handle(environ)
+        observe(self._store, Measured.POST, response.outcome, monotonic() - began)
         start_response(f"{response.status} {responses[response.status]}", response.headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [response.body]
 
@@ -122,20 +127,16 @@ class ExporterEndpoint:
             return rejected.response
         except TooLarge as error:
             log.error("export refused status=413 size=%s: %s", environ.get("CONTENT_LENGTH"), error)
-            return self._refused(413, error)
+            return _error(413, str(error))
         except BadExport as error:
             log.error("export refused status=400: %s", error)
-            return self._refused(400, error)
+            return _error(400, str(error))
         except QuarantineError as error:
             log.error("export failed status=503: %s", error)
         except Exception:
             # 503, so that the sender keeps the message: an unexpected failure is no verdict on it.
             log.exception("export failed status=503")
         return _error(503, "the message could not be stored: try again later", Retry_After=_RETRY_SECONDS)
-
-    def _refused(self, status: int, error: Exception) -> _Response:
-        count_post(self._store, "refused")
-        return _error(status, str(error))
 
     def _check_peer(self, environ: Mapping[str, Any]) -> None:
         if not allowed_peer(environ.get("REMOTE_ADDR", ""), self._settings.allowed_networks):
@@ -184,8 +185,6 @@ class ExporterEndpoint:
                 outcome = Outcome(Result.NOT_SELECTED)
             if outcome.result is Result.NOT_SELECTED:
                 count_not_selected(self._store, export.action)
-            elif outcome.result is Result.KNOWN:
-                count_post(self._store, outcome.result)
             return _success(outcome)
 
     def _compare_rule(self, headers: Mapping[str, str]) -> None:
@@ -228,14 +227,15 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
 def _success(outcome: Outcome) -> _Response:
     id = None if outcome.id is None else str(outcome.id)
     deliver = {"deliver": outcome.deliver} if outcome.deliver else {}
-    return _json(200, {"status": outcome.result.value, "id": id, **deliver})
+    return _json(200, {"status": outcome.result.value, "id": id, **deliver}, outcome.result.value)
 
 
 def _error(status: int, text: str, **headers: str) -> _Response:
-    return _json(status, {"error": text}, **headers)
+    return _json(status, {"error": text}, "failed" if status == 503 else "refused", **headers)
 
 
-def _json(status: int, value: Mapping[str, Any], **headers: str) -> _Response:
+def _json(status: int, value: Mapping[str, Any], outcome: str, **headers: str) -> _Response:
     body = encode(value) + b"\n"
     named = [(name.replace("_", "-"), header_value) for name, header_value in headers.items()]
-    return _Response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *named], body)
+    fixed = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    return _Response(status, [*fixed, *named], body, outcome)

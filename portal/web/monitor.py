@@ -5,7 +5,11 @@ Both read the store only: numbers kept in memory would differ from worker to wor
 
 from __future__ import annotations
 
+import hmac
 import logging
+import os
+import platform
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,15 +18,17 @@ from typing import Any
 
 from bottle import HTTPResponse
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from portal import __version__
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable, StoreUnusable
-from portal.monitoring import deliveries, learned, map_behind_seconds, not_selected, overdue_since, posts, runs, scans
+from portal.model.message import State
+from portal.monitoring import Runs, deliveries, learned, map_behind_seconds, not_selected, overdue_since, runs, scans
 from portal.stores import notes
+from portal.stores.durations import Histogram, Measured, histograms
 from portal.stores.records import Stats
 from portal.web.exporter import allowed_peer
 from portal.web.pages import json_response
@@ -39,6 +45,9 @@ class Monitor(Collector):
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._overdue_after = timedelta(minutes=parts.settings.digest.overdue_minutes)
+        chosen, exporter = parts.settings.metrics, parts.settings.exporter
+        self._networks = exporter.allowed_networks if chosen.allowed_networks is None else chosen.allowed_networks
+        self._token = chosen.token.get_secret_value() if chosen.token else None
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -50,20 +59,47 @@ class Monitor(Collector):
         """Yield the current metrics for prometheus_client."""
         now = self._parts.actions.now()
         try:
-            stats = self._parts.store.health(now)
-            done = runs(self._parts.store)
-            skipped = not_selected(self._parts.store)
-            counted, posted = deliveries(self._parts.store), posts(self._parts.store)
-            scanned = scans(self._parts.store)
-            mapped = list(self._block_map(now))
-            trained = learned(self._parts.store)
+            found = list(self._of_store(now))
         except (StoreUnavailable, StoreUnusable):
-            yield _gauge("store_up", "Whether the store can be written to.", 0)
-            return
-        yield _gauge("store_up", "Whether the store can be written to.", 1)
+            found = []
+        yield self._build()
+        yield _gauge("store_up", "Whether the store can be written to.", bool(found))
+        yield from found
+        yield from self._free_space()
+        if self._parts.people.file is not None:
+            usable = not self._parts.people.problem()
+            yield _gauge("alias_file_usable", "Whether the present people.alias_file can be used.", usable)
+
+    def _build(self) -> Metric:
+        labels = {
+            "version": __version__,
+            "python": platform.python_version(),
+            "store": "files" if self._parts.settings.store.place.folder else "postgresql",
+        }
+        return _info("build_info", "The version that runs; always 1.", labels)
+
+    def _of_store(self, now: datetime) -> Iterator[Metric]:
+        """Yield the metrics that are read from the store. Raises StoreUnavailable, StoreUnusable."""
+        store = self._parts.store
+        stats, done, counters = store.health(now), runs(store), store.notes.counters()
+        yield from self._waiting(stats, now)
+        yield from self._digests(stats, done, now)
+        yield from _counted(counters)
+        yield from _durations(counters)
+        yield from self._stored(now)
+        yield from self._block_map(now)
+
+    def _waiting(self, stats: Stats, now: datetime) -> Iterator[Metric]:
         yield _gauge("releases_waiting", "Releases that the mail server has not accepted yet.", stats.releases_waiting)
         yield _gauge("requests_waiting", "Release requests that wait for an administrator.", stats.requests_waiting)
         yield _gauge("mails_waiting", "The portal's own messages that are not sent yet.", stats.mails_waiting)
+        yield _gauge("jobs_waiting", "Background jobs that wait or run: scans, learning, batches.", stats.jobs_waiting)
+        yield _counter("messages_not_indexed", "Messages that searches of staff find by words only.", stats.not_indexed)
+        if stats.heartbeat_at is not None:
+            age = (now - stats.heartbeat_at).total_seconds()
+            yield _gauge("digest_heartbeat_age_seconds", "Time since the last heartbeat of the digest process.", age)
+
+    def _digests(self, stats: Stats, done: Runs, now: datetime) -> Iterator[Metric]:
         yield _gauge("digests_due", "Recipients whose digest is due.", stats.digests_due)
         if stats.oldest_digest_due_at is not None:
             late = max(0.0, (now - stats.oldest_digest_due_at).total_seconds())
@@ -78,30 +114,36 @@ class Monitor(Collector):
         yield _counter("notices_sent", "Notices that the mail server accepted.", done.notices)
         yield _counter("digest_runs", "Digest runs that found due digests.", done.count)
         yield _counter("digest_run_seconds", "Total duration of these runs.", done.seconds)
-        yield _counter("messages_not_indexed", "Messages that searches of staff find by words only.", stats.not_indexed)
-        yield _gauge("jobs_waiting", "Background jobs that wait or run: scans, learning, batches.", stats.jobs_waiting)
-        yield _counters(
-            "deliveries",
-            "Deliveries that were held, released and so on. Counted once a minute.",
-            "outcome.tier",
-            counted,
-        )
-        yield _counters("posts", "Messages of Rspamd that were held before or cannot be held.", "outcome", posted)
-        yield _counters("scans", "Virus scans of held messages.", "outcome", scanned)
-        yield _counters("learned", "Messages posted to be learned, by label and HTTP status.", "answer", trained)
-        yield _counters("not_selected", "Messages of Rspamd that were not held.", "action", skipped)
         if done.last_seconds is not None:
             yield _gauge("digest_last_run_seconds", "Duration of the last digest run.", done.last_seconds)
         if done.last_sent_at is not None:
             at = done.last_sent_at.timestamp()
             yield _gauge("digest_last_sent_timestamp_seconds", "End of the last digest run that sent a digest.", at)
-        if stats.heartbeat_at is not None:
-            age = (now - stats.heartbeat_at).total_seconds()
-            yield _gauge("digest_heartbeat_age_seconds", "Time since the last heartbeat of the digest process.", age)
-        if self._parts.people.file is not None:
-            usable = not self._parts.people.problem()
-            yield _gauge("alias_file_usable", "Whether the present people.alias_file can be used.", usable)
-        yield from mapped
+
+    def _stored(self, now: datetime) -> Iterator[Metric]:
+        """Yield what the digest process counted last (`digest.sizes`). Raises StoreUnavailable."""
+        known = notes.SIZES.get(self._parts.store)
+        if known is None:
+            return
+        sizes = known.sizes
+        stored = {state.value: float(sizes.states.get(state, 0)) for state in State}
+        yield _gauges("deliveries_stored", "Deliveries in the store. Counted every five minutes.", "state", stored)
+        oldest = sizes.oldest_unannounced_at
+        age = 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
+        yield _gauge("oldest_unannounced_seconds", "Age of the oldest message that no digest has announced.", age)
+        if sizes.bytes is not None:
+            yield _gauge("store_bytes", "Size of the database, or used space of the store's file system.", sizes.bytes)
+
+    def _free_space(self) -> Iterator[Metric]:
+        """Yield the space of the file system of a file store. Of PostgreSQL's server, only that server knows it."""
+        folder = self._parts.settings.store.place.folder
+        if folder is None:
+            return
+        with suppress(OSError):
+            space, inodes = shutil.disk_usage(folder), os.statvfs(folder).f_favail
+            yield _gauge("store_bytes", "Size of the database, or used space of the store's file system.", space.used)
+            yield _gauge("store_free_bytes", "Free space of the store's file system.", space.free)
+            yield _gauge("store_free_inodes", "How many more files the store's file system can have.", inodes)
 
     def _block_map(self, now: datetime) -> Iterator[Metric]:
         """Yield the metrics of this host's block map. Raises StoreUnavailable."""
@@ -162,14 +204,54 @@ class Monitor(Collector):
         return overdue_since(stats, last_sent_at, now, self._overdue_after)
 
     def metrics(self, request: Request) -> HTTPResponse:
-        """GET /metrics, in the Prometheus format. Only peers in ``exporter.allowed_networks`` may read it."""
-        if not allowed_peer(request.peer, self._parts.settings.exporter.allowed_networks):
-            return json_response(403, {"error": "this address may not read metrics: see exporter.allowed_networks"})
+        """GET /metrics, in the Prometheus format, for ``metrics.allowed_networks`` and with ``metrics.token``."""
+        if not allowed_peer(request.peer, self._networks):
+            return json_response(403, {"error": "this address may not read metrics: see metrics.allowed_networks"})
+        if self._token is not None:
+            scheme, _, token = request.header("Authorization").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token.encode()):
+                response = json_response(401, {"error": "the token is missing or wrong: see metrics.token"})
+                response.set_header("WWW-Authenticate", "Bearer")
+                return response
         return HTTPResponse(generate_latest(self._registry), 200, {"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _counted(counters: Mapping[str, float]) -> Iterator[Metric]:
+    yield _counters(
+        "deliveries",
+        "Deliveries that were held, released and so on. Counted once a minute.",
+        "outcome.tier",
+        deliveries(counters),
+    )
+    yield _counters("scans", "Virus scans of held messages.", "outcome", scans(counters))
+    yield _counters("learned", "Messages posted to be learned, by label and HTTP status.", "answer", learned(counters))
+    yield _counters("not_selected", "Messages of Rspamd that were not held.", "action", not_selected(counters))
+
+
+def _durations(counters: Mapping[str, float]) -> Iterator[Metric]:
+    posts, pages = histograms(counters, Measured.POST), histograms(counters, Measured.PAGE)
+    releases, digests = histograms(counters, Measured.RELEASE), histograms(counters, Measured.DIGEST)
+    yield _histogram("post_seconds", "Posts of Rspamd.", "outcome", posts)
+    yield _histogram("page_seconds", "Pages, by the first part of the path.", "path", pages)
+    yield _histogram("release_seconds", "Releases, by the class of the mail server's answer.", "answer", releases)
+    yield _histogram("digest_seconds", "Digests that were sent, likewise.", "answer", digests)
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:
     return GaugeMetricFamily(f"quarantine_{name}", help, value=value)
+
+
+def _info(name: str, help: str, labels: Mapping[str, str]) -> Metric:
+    found = GaugeMetricFamily(f"quarantine_{name}", help, labels=list(labels))
+    found.add_metric(list(labels.values()), 1)
+    return found
+
+
+def _gauges(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:
+    found = GaugeMetricFamily(f"quarantine_{name}", help, labels=[label])
+    for value, number in values.items():
+        found.add_metric([value], number)
+    return found
 
 
 def _counter(name: str, help: str, value: float) -> Metric:
@@ -182,4 +264,11 @@ def _counters(name: str, help: str, label: str, values: Mapping[str, float]) -> 
     found = CounterMetricFamily(f"quarantine_{name}", help, labels=labels)
     for value, number in sorted(values.items()):
         found.add_metric(value.split(".", len(labels) - 1), number)
+    return found
+
+
+def _histogram(name: str, help: str, label: str, values: Mapping[str, Histogram]) -> Metric:
+    found = HistogramMetricFamily(f"quarantine_{name}", f"Duration. {help}", labels=[label])
+    for value, each in values.items():
+        found.add_metric([value], each.buckets, each.seconds)
     return found

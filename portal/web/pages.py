@@ -25,6 +25,7 @@ from portal.batches.parallel import in_parallel
 from portal.batches.run import Batches
 from portal.model.audit import Act, AuditEntry
 from portal.model.errors import Busy
+from portal.model.log_lines import REQUEST_ID
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event
 from portal.model.schedule import Preferences
 from portal.model.text import N_
@@ -110,7 +111,8 @@ class Pages:
         self, request: Request, title: str, text: str, status: int, *, sign_in: bool = False, **headers: str
     ) -> HTTPResponse:
         """Return a page with a title and a text, which the template translates. The response may also be raised."""
-        response = self.page(request, "notice", status, title=title, text=text, sign_in=sign_in, times_in="")
+        values = {"title": title, "text": text, "request_id": REQUEST_ID.get() if status >= 500 else ""}
+        response = self.page(request, "notice", status, **values, sign_in=sign_in, times_in="")
         for header, value in headers.items():
             response.set_header(header.replace("_", "-"), value)
         return response

@@ -33,7 +33,7 @@ from portal.stores.contracts.staff import StaffRoles
 from portal.stores.contracts.statistics import Statistics
 from portal.stores.contracts.tokens import ApiTokens
 from portal.stores.contracts.work import Jobs, Notes, Outbox
-from portal.stores.records import Ending, Purged, Stats
+from portal.stores.records import Ending, Purged, Sizes, Stats
 
 __all__ = [
     "NO_STARTS",
@@ -103,6 +103,10 @@ class Store(ABC):
     @abstractmethod
     def stats(self, now: datetime) -> Stats:
         """Return the numbers for `/healthz` and `/metrics`."""
+
+    @abstractmethod
+    def sizes(self) -> Sizes:
+        """Return how much the store has. Reads all deliveries, which takes seconds."""
 
     def health(self, now: datetime) -> Stats:
         """Return the numbers of `stats` if the store can be written to now, as `ping` does."""

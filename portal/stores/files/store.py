@@ -41,7 +41,7 @@ from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
 from portal.stores.files.session import SqliteEngine
 from portal.stores.files.truncation import Truncation
-from portal.stores.records import Ending, Purged, Stats
+from portal.stores.records import Ending, Purged, Sizes, Stats
 from portal.stores.shared import expiry, upkeep
 from portal.stores.shared.audit import SqlAudit
 from portal.stores.shared.domains import SqlDomainValues
@@ -166,6 +166,10 @@ class FileStore(Store):
     def stats(self, now: datetime) -> Stats:
         with self.engine.reading() as session:
             return upkeep.stats(session, now)
+
+    def sizes(self) -> Sizes:
+        with self.engine.reading() as session:
+            return upkeep.sizes(session, None)
 
     def repair_clock_skew(self, now: datetime) -> int:
         return upkeep.repair_clock_skew(self.engine, now)

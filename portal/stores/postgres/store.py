@@ -14,7 +14,7 @@ from portal.stores.postgres.digests import PostgresDigests, find_unmarked
 from portal.stores.postgres.facets import FACTS, PostgresFacets
 from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.postgres.session import PostgresEngine, PostgresSession, connection_of
-from portal.stores.records import Ending, Purged, Stats
+from portal.stores.records import Ending, Purged, Sizes, Stats
 from portal.stores.shared import expiry, upkeep
 from portal.stores.shared.audit import SqlAudit
 from portal.stores.shared.domains import SqlDomainValues
@@ -34,6 +34,7 @@ from portal.stores.shared.tokens import SqlTokens
 from portal.stores.shared.votes import SqlVotes
 
 _UPGRADE_SECONDS = 600.0  # a statement may read all deliveries
+_SIZES_SECONDS = 120.0
 _PING_SECONDS = 1.0  # at most two with the second of waiting for the pool
 # A write, since a server with a full disk and a standby still answer queries.
 _PING: LiteralString = (
@@ -109,6 +110,11 @@ class PostgresStore(Store):
         with self.database.transaction(_PING_SECONDS) as connection:
             connection.execute(_PING)
             return upkeep.stats(PostgresSession(connection), now, _WAITING)
+
+    def sizes(self) -> Sizes:
+        with PostgresEngine(self.database, _SIZES_SECONDS).reading() as session:
+            [(size,)] = session.many("select pg_database_size(current_database())")
+            return upkeep.sizes(session, size)
 
     def repair_clock_skew(self, now: datetime) -> int:
         return upkeep.repair_clock_skew(self.engine, now)

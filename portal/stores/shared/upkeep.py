@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from portal.stores import lifecycle
-from portal.stores.records import Stats
+from portal.stores.records import Sizes, Stats
 from portal.stores.shared import facet_index
 from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine, Session
@@ -51,6 +51,15 @@ def stats(session: Session, now: datetime, waiting: str = WAITING) -> Stats:
         heartbeat_at=_moment(heartbeat) if heartbeat else None,
         not_indexed=int(skipped or 0),
     )
+
+
+def sizes(session: Session, bytes: int | None) -> Sizes:
+    """See `Store.sizes`."""
+    states = session.many("select state, count(*) from delivery group by state")
+    # Without a next digest its recipient wants none.
+    oldest = f"select min(news_since) as oldest_at from recipient where {HAS_NEWS} and next_digest_at is not null"
+    row = session.one(oldest)
+    return Sizes(dict(states), row[0] if row else None, bytes)
 
 
 def _moment(text: str) -> datetime:

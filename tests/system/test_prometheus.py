@@ -1,0 +1,42 @@
+"""The alerts and the metrics by Prometheus' own tool."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from portal.assemble import Parts
+from tests.builders import ALICE, hold
+from tests.paths import ROOT
+from tests.web_client import Site
+
+pytestmark = pytest.mark.system
+
+FOLDER = ROOT / "deploy" / "prometheus"
+
+
+def promtool(*arguments: str, text: str | None = None) -> str:
+    done = subprocess.run(["promtool", *arguments], cwd=FOLDER, input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_alerts_are_valid_and_pass_their_tests() -> None:
+    assert "SUCCESS" in promtool("check", "rules", "quarantine.rules.yml")
+    assert "SUCCESS" in promtool("test", "rules", "quarantine.rules.test.yml")
+
+
+def test_every_alert_is_tested() -> None:
+    rules, tests = (FOLDER / f"quarantine.rules{kind}.yml" for kind in ("", ".test"))
+    names = [line.split()[-1] for line in rules.read_text("utf-8").splitlines() if "- alert:" in line]
+    assert not [name for name in names if name not in tests.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("store_url", ["files"], indirect=True)
+def test_metrics_have_the_form_that_prometheus_expects(parts: Parts) -> None:
+    hold(parts.store, recipients=[ALICE])
+    browser = Site(parts).browser()
+    browser.peer = "127.0.0.1"
+    browser.get("/sign-in")
+    assert promtool("check", "metrics", text=browser.get("/metrics").text) == ""
