@@ -197,6 +197,7 @@ begin
         client_ip text not null,
         client_56 text not null,
         client_48 text not null,
+        is_local boolean not null,
         tried_at timestamptz not null,
         checked_until timestamptz  -- the end of the check's lease; null: the password was wrong
     );
@@ -223,7 +224,8 @@ begin
         staff_until timestamptz,  -- the end of its use of the console; null: it was ended
         method text not null default 'mailed-link',  -- Method.name
         method_subject text not null default '',  -- Method.subject
-        method_session text not null default ''  -- Method.session
+        method_session text not null default '',  -- Method.session
+        authenticated_at timestamptz  -- when the person last proved who they are; null: not known
     );
     create index on session (used_at);
     create index on session (method, method_subject) where method_subject <> '';

@@ -31,11 +31,12 @@ class FakeProvider:
     def __init__(self) -> None:
         self.keys = [new_key("one")]
         self.claims: dict[str, Any] = {"email": "alice@example.org", "email_verified": True, "sid": "s1"}
-        self.user_info: dict[str, Any] = {}
+        self.user_info: dict[str, Any] = {"sub": "alice-1"}
         self.raw_token: str | None = None  # the ID token to send instead
         self.extra: dict[str, Any] = {}  # of the discovery document
         self.requests: list[str] = []
-        self.is_down = False
+        self.pause = 0.0  # seconds after each octet of an answer
+        self.is_down = self.has_no_keys = False
         self._codes: dict[str, dict[str, str]] = {}
         self.issuer = ""
 
@@ -68,6 +69,8 @@ class FakeProvider:
                 urls = {f"{name}_endpoint": f"{self.issuer}/{name}" for name in names}
                 return 200, {"issuer": self.issuer, "jwks_uri": f"{self.issuer}/keys", **urls, **self.extra}
             case "/keys":
+                if self.has_no_keys:
+                    return 503, {}
                 return 200, KeySet([*self.keys]).as_dict(private=False)
             case "/userinfo":
                 return 200, self.user_info
@@ -104,7 +107,10 @@ def running() -> Iterator[FakeProvider]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            for octet in body if provider.pause else ():
+                self.wfile.write(bytes([octet]))
+                time.sleep(provider.pause)
+            self.wfile.write(b"" if provider.pause else body)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -163,7 +163,9 @@ class Site:
         """Return a browser with a session of this recipient."""
         browser = self.browser()
         session = hashlib.sha256(f"session of {recipient}".encode()).hexdigest()
-        self.store.sign_ins.start_session(hashlib.sha256(session.encode()).digest(), recipient, self.now)
+        self.store.sign_ins.start_session(
+            hashlib.sha256(session.encode()).digest(), recipient, self.now, authenticated_at=self.now
+        )
         browser.cookies["__Host-quarantine-session"] = session
         return browser
 

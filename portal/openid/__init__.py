@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from portal.model.errors import QuarantineError, SettingsError
@@ -34,6 +35,7 @@ class Trial:
     state: str
     nonce: str
     verifier: str
+    is_fresh: bool = False  # whether the person must prove who they are, and not only have a session there
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Person:
     groups: frozenset[str]
     subject: str
     session: str  # `sid`, "" if the provider does not name its sessions
+    authenticated_at: datetime | None  # `auth_time`, None if the provider does not say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ def make_providers(settings: Settings) -> dict[str, Provider]:
         raise SettingsError(
             "oidc is set, but joserfc is not installed: pip install 'rspamd-quarantine-portal[oidc]'"
         ) from error
-    return {name: Provider(name, each) for name, each in settings.oidc.items()}
+    wants_groups = bool(settings.staff.groups)
+    return {name: Provider(name, each, wants_groups=wants_groups) for name, each in settings.oidc.items()}
 
 
 def redirect_uri(public_url: str, name: str) -> str:

@@ -17,7 +17,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -37,6 +39,7 @@ _FRESH_SECONDS = 3600.0
 _RETRY_SECONDS = 10.0  # forged key ids, and a provider that is down, cause at most one request in this time
 _LEEWAY_SECONDS = 60  # between the clocks
 _LOGOUT_AGE_SECONDS = 300
+_MAX_AGE_SECONDS = 300  # of a sign-in there, if the person must prove again who they are
 # Never "none", and never HMAC: its key would be the provider's public one (RFC 8725, 2.1).
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 _LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
@@ -45,12 +48,15 @@ _LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
 class Provider:
     """One provider. Used by many threads."""
 
-    def __init__(self, name: str, settings: OidcSettings) -> None:
+    def __init__(self, name: str, settings: OidcSettings, *, wants_groups: bool) -> None:
+        """``wants_groups``: whether groups give roles, so that it is worth a request to ask for them."""
         self.title = settings.title or name
+        self._name = name
         self._settings = settings
+        self._wants_groups = wants_groups
         self._lock = threading.Lock()
         self._metadata: dict[str, Any] | None = None
-        self._metadata_at = self._failed_at = self._keys_at = float("-inf")
+        self._metadata_at = self._keys_at = self._failed_at = float("-inf")
         self._keys: KeySet | None = None
 
     # ---- signing in
@@ -68,6 +74,8 @@ class Provider:
             "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
             "code_challenge_method": "S256",
         }
+        if trial.is_fresh:
+            query["max_age"] = str(_MAX_AGE_SECONDS)  # so auth_time must be in the token (Core, 3.1.2.1)
         return _with_query(self._endpoint("authorization_endpoint"), query)
 
     def finish(self, query: Mapping[str, str], trial: Trial, redirect_uri: str) -> Person:
@@ -86,9 +94,19 @@ class Provider:
             raise SignInRefused(f"the provider answered {query.get('error', '') or 'without a code'!r:.80}")
         tokens = self._tokens(query["code"], trial, redirect_uri)
         claims = self._verified(str(tokens.get("id_token", "")), {"nonce": {"essential": True, "value": trial.nonce}})
-        if self._settings.address_claim not in claims and "userinfo_endpoint" in self.metadata():
+        if self._lacks_claims(claims) and "userinfo_endpoint" in self.metadata():
             claims = self._with_user_info(claims, str(tokens.get("access_token", "")))
         return self._person(claims)
+
+    def _lacks_claims(self, claims: Mapping[str, Any]) -> bool:
+        lacks_groups = _claim(claims, self._settings.groups_claim) is None and not _has_too_many_groups(claims)
+        return any(name not in claims for name in self._address_claims) or (self._wants_groups and lacks_groups)
+
+    @property
+    def _address_claims(self) -> tuple[str, ...]:
+        """The claims that prove the address together, so that all of them must be of the same document."""
+        verified = ("email_verified",) if self._settings.require_verified else ()
+        return (self._settings.address_claim, *verified)
 
     def _tokens(self, code: str, trial: Trial, redirect_uri: str) -> dict[str, Any]:
         form = {
@@ -120,7 +138,8 @@ class Provider:
         found = _fetch(self._endpoint("userinfo_endpoint"), None, {"Authorization": f"Bearer {access_token}"})
         if found.get("sub") != claims["sub"]:
             raise SignInRefused("userinfo is about another person")  # Core, 5.3.2
-        return {**found, **claims}
+        of_token = all(name in claims for name in self._address_claims)
+        return found | claims | {name: found.get(name) for name in self._address_claims if not of_token}
 
     def _person(self, claims: dict[str, Any]) -> Person:
         address = claims.get(self._settings.address_claim)
@@ -128,14 +147,17 @@ class Provider:
             raise AddressUnverified(f"there is no claim {self._settings.address_claim}")
         if self._settings.require_verified and claims.get("email_verified") not in (True, "true"):
             raise AddressUnverified("email_verified is not true")
-        groups = claims.get(self._settings.groups_claim) or []
+        if self._wants_groups and _has_too_many_groups(claims):
+            log.warning("groups left out of the token method=oidc:%s: they are too many (docs/sign-in.md)", self._name)
+        groups = _claim(claims, self._settings.groups_claim) or []
         names = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
-        session = claims.get("sid")
+        session, auth_time = claims.get("sid"), claims.get("auth_time")
         return Person(
             address,
             frozenset(name for name in names if isinstance(name, str)),
             str(claims["sub"]),
             session if isinstance(session, str) else "",
+            _moment(auth_time),
         )
 
     # ---- signing out
@@ -179,19 +201,25 @@ class Provider:
             now = time.monotonic()
             if self._metadata is not None and now - self._metadata_at < _FRESH_SECONDS:
                 return self._metadata
-            if now - self._failed_at < _RETRY_SECONDS:
-                raise ProviderUnavailable("the provider did not answer a moment ago")
-            try:
+            with self._pause_after_failure():
                 found = _fetch(f"{self._settings.issuer.rstrip('/')}/.well-known/openid-configuration")
                 if found.get("issuer") != self._settings.issuer:
                     raise ProviderUnavailable(
                         f"its discovery document has another issuer: {found.get('issuer')!r:.200}"
                     )
-            except ProviderUnavailable:
-                self._failed_at = time.monotonic()
-                raise
             self._metadata, self._metadata_at = found, now
             return found
+
+    @contextmanager
+    def _pause_after_failure(self) -> Iterator[None]:
+        """Read a document of the provider, unless reading one failed a moment ago."""
+        if time.monotonic() - self._failed_at < _RETRY_SECONDS:
+            raise ProviderUnavailable("the provider did not answer a moment ago")
+        try:
+            yield
+        except ProviderUnavailable:
+            self._failed_at = time.monotonic()
+            raise
 
     def _endpoint(self, name: str) -> str:
         url = self.metadata().get(name)
@@ -205,10 +233,8 @@ class Provider:
         with self._lock:
             age = time.monotonic() - self._keys_at
             if self._keys is None or age > _FRESH_SECONDS or (again and age > _RETRY_SECONDS):
-                try:
-                    self._keys = KeySet.import_key_set(_fetch(url))  # type: ignore[arg-type]
-                except (JoseError, ValueError, KeyError, TypeError) as error:
-                    raise ProviderUnavailable(shown(f"its keys cannot be read: {error}", 200)) from error
+                with self._pause_after_failure():
+                    self._keys = _key_set(_fetch(url))
                 self._keys_at = time.monotonic()
             return self._keys
 
@@ -238,6 +264,42 @@ class Provider:
         return claims
 
 
+def _key_set(document: dict[str, Any]) -> KeySet:
+    try:
+        return KeySet.import_key_set(document)  # type: ignore[arg-type]
+    except (JoseError, ValueError, KeyError, TypeError) as error:
+        raise ProviderUnavailable(shown(f"its keys cannot be read: {error}", 200)) from error
+
+
+def _claim(claims: Mapping[str, Any], name: str) -> Any:
+    """Return a claim, None if it is missing. ``name``: also a path, like Keycloak's ``realm_access.roles``."""
+    if name in claims:  # a name may have points, like https://example.org/groups
+        return claims[name]
+    found: Any = claims
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def _has_too_many_groups(claims: Mapping[str, Any]) -> bool:
+    """Return whether Entra ID left out the groups, as it does if there are more than 200.
+
+    https://learn.microsoft.com/entra/identity-platform/id-token-claims-reference#groups-overage-claim
+    """
+    elsewhere = claims.get("_claim_names")
+    return claims.get("hasgroups") in (True, "true") or (isinstance(elsewhere, dict) and "groups" in elsewhere)
+
+
+def _moment(seconds: object) -> datetime | None:
+    """Return the time of a claim, None if it is not one."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -246,15 +308,27 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _opener = urllib.request.build_opener(_NoRedirect)
 
 
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    """Return the body. The timeout of the connection is for each packet, and a provider may send a few octets in each.
+
+    Raises ProviderUnavailable.
+    """
+    body, end = b"", time.monotonic() + _TIMEOUT_SECONDS
+    while chunk := answer.read1(_MAX_BYTES):
+        body += chunk
+        if len(body) > _MAX_BYTES:
+            raise ProviderUnavailable("its answer is too large")
+        if time.monotonic() > end:
+            raise ProviderUnavailable("its answer takes too long")
+    return body
+
+
 def _fetch(url: str, data: bytes | None = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the JSON object at a URL. Raises SignInRefused for status 400 and 401, otherwise ProviderUnavailable."""
     request = urllib.request.Request(url, data, {"Accept": "application/json", **(headers or {})})  # noqa: S310
     try:
         with _opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            body = answer.read(_MAX_BYTES + 1)
-        if len(body) > _MAX_BYTES:
-            raise ProviderUnavailable("its answer is too large")
-        found = json.loads(body)
+            found = json.loads(_read(answer))
     except urllib.error.HTTPError as error:
         with error:
             kind = SignInRefused if data is not None and error.code in (400, 401) else ProviderUnavailable

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from portal.model.errors import SettingsError
+from portal.passwords.deadline import Deadline
 from portal.settings import Settings
 
 MAX_PASSWORD_OCTETS = 1024
@@ -29,11 +30,11 @@ class PasswordServer(Protocol):
 
     method: str  # the name of the sign-in method in the audit
 
-    def check(self, address: str, password: str, client_ip: str) -> Proven | None:
+    def check(self, address: str, password: str, client_ip: str, deadline: Deadline) -> Proven | None:
         """Return who the person is if the password is right, None if it is wrong or nobody has this address.
 
-        ``address``: an identity. ``client_ip``: the browser's, "" if unknown. The caller has checked `is_passable`.
-        Raises `PasswordServerUnavailable`.
+        ``address``: an identity. ``client_ip``: the browser's, "" if unknown. ``deadline``: that of all servers
+        together. The caller has checked `is_passable`. Raises `PasswordServerUnavailable`.
         """
 
 

@@ -11,7 +11,7 @@ import ssl
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from portal.model.errors import PasswordServerUnavailable, PasswordUnanswered
 from portal.model.message import identity, is_address
 from portal.model.text import shown
 from portal.passwords import Proven
+from portal.passwords.deadline import Deadline
 from portal.settings.passwords import LdapSettings
 
 with warnings.catch_warnings():
@@ -60,40 +61,37 @@ class LdapServer:
     def __init__(self, settings: LdapSettings) -> None:
         self._settings = settings
         url = urlsplit(settings.uri)
-        self._server = ldap3.Server(
-            url.hostname,
-            url.port,
-            use_ssl=url.scheme == "ldaps",
-            tls=_VerifiedTls(settings),
-            get_info=ldap3.NONE,
-            connect_timeout=settings.timeout_seconds,
-        )
+        self._host, self._is_ldaps = url.hostname or "", url.scheme == "ldaps"
+        self._port = url.port or (636 if self._is_ldaps else 389)
 
-    def check(self, address: str, password: str, client_ip: str) -> Proven | None:
-        with self._connected() as connection:
+    def check(self, address: str, password: str, client_ip: str, deadline: Deadline) -> Proven | None:
+        with self._connected(deadline) as connection:
             found = self._search(connection, address)
             entry = found[0] if len(found) == 1 else None
             # Without an entry the time of the answer must be the same, so that it does not disclose who has one.
             dn = entry.dn if entry else f"cn={secrets.token_hex(8)},{self._settings.base}"
-            if not self._bind(connection, dn, password) or entry is None:
+            asked = self._with_groups(connection, entry or Entry(dn, (), has_primary=False, groups=frozenset()))
+            if not self._bind(connection, dn, password, deadline) or entry is None:
                 return None
         proven = entry.address_of(address)
-        return Proven(proven, entry.groups) if proven else None
+        return Proven(proven, asked.groups) if proven else None
 
     def entries(self, address: str) -> Sequence[Entry]:
         """Return the entries that have an address, at most two. Raises `PasswordServerUnavailable`."""
-        with self._connected() as connection:
-            return self._search(connection, address)
+        with Deadline() as deadline, self._connected(deadline) as connection:
+            found = self._search(connection, address)
+            return [self._with_groups(connection, entry) for entry in found]
 
     @contextmanager
-    def _connected(self) -> Iterator[Any]:
+    def _connected(self, deadline: Deadline) -> Iterator[Any]:
         """Connect, encrypt and bind as the portal's own account."""
         settings = self._settings
         password = settings.bind_password.get_secret_value() if settings.bind_password else None
         connection: Any = None
         try:
-            connection = ldap3.Connection(
-                self._server,
+            server = _Server(self._host, self._port, self._is_ldaps, settings, deadline)
+            connection = server.connection = ldap3.Connection(
+                server,
                 settings.bind_dn or None,
                 password,
                 authentication=ldap3.SIMPLE if settings.bind_dn else ldap3.ANONYMOUS,
@@ -103,14 +101,15 @@ class LdapServer:
                 read_only=True,
             )
             connection.open(read_server_info=False)
-            if not self._server.ssl:
+            if not self._is_ldaps:
+                deadline.watch(connection.socket)
                 connection.start_tls(read_server_info=False)
             if not connection.bind(read_server_info=False):
                 who = "ldap.bind_dn" if settings.bind_dn else "searches without ldap.bind_dn"
-                raise PasswordServerUnavailable(f"{self._server.host} does not accept {who}: {_answer(connection)}")
+                raise PasswordServerUnavailable(f"{self._host} does not accept {who}: {_answer(connection)}")
             yield connection
         except (LDAPException, PyAsn1Error, OSError, ValueError) as error:
-            raise PasswordServerUnavailable(self._text(error)) from error
+            raise PasswordServerUnavailable(self._text(deadline.reason(error))) from error
         finally:
             if connection is not None:
                 with suppress(LDAPException, OSError):
@@ -118,22 +117,22 @@ class LdapServer:
                 if connection.socket is not None:  # ldap3 leaves one open that could not connect
                     connection.socket.close()
 
-    def _bind(self, connection: Any, dn: str, password: str) -> bool:
+    def _bind(self, connection: Any, dn: str, password: str, deadline: Deadline) -> bool:
         try:
             if connection.rebind(dn, password, authentication=ldap3.SIMPLE, read_server_info=False):
                 return True
         except (LDAPException, OSError) as error:
-            raise PasswordUnanswered(self._text(error)) from error
+            raise PasswordUnanswered(self._text(deadline.reason(error))) from error
         if connection.result["result"] not in _WRONG:
-            raise PasswordServerUnavailable(f"{self._server.host} did not check a password: {_answer(connection)}")
+            raise PasswordServerUnavailable(f"{self._host} did not check a password: {_answer(connection)}")
         return False
 
-    def _text(self, error: Exception) -> str:
+    def _text(self, error: Exception | str) -> str:
         reason: Any = error
         while isinstance(reason, Exception | tuple):  # ldap3 wraps texts in tuples, and these in exceptions
             parts = reason.args if isinstance(reason, LDAPException) else reason
             reason = parts[0] if isinstance(parts, tuple) and parts else str(reason)
-        return f"{self._server.host}:{self._server.port}: {shown(str(reason), _ERROR_CHARACTERS)}"
+        return f"{self._host}:{self._port}: {shown(str(reason), _ERROR_CHARACTERS)}"
 
     def _search(self, connection: Any, address: str) -> Sequence[Entry]:
         settings = self._settings
@@ -147,8 +146,25 @@ class LdapServer:
             time_limit=settings.timeout_seconds,
         )
         if connection.result["result"] not in (_SUCCESS, _SIZE_LIMIT_EXCEEDED):
-            raise PasswordServerUnavailable(f"{self._server.host} cannot search ldap.base: {_answer(connection)}")
+            raise PasswordServerUnavailable(f"{self._host} cannot search ldap.base: {_answer(connection)}")
         return [self._entry(item) for item in connection.response or () if item["type"] == "searchResEntry"]
+
+    def _with_groups(self, connection: Any, entry: Entry) -> Entry:
+        """Return an entry with the groups that `ldap.group_filter` finds. A directory may limit their number."""
+        settings = self._settings
+        if not settings.group_filter:
+            return entry
+        connection.search(
+            settings.group_base or settings.base,
+            settings.group_filter.replace("{dn}", escape_filter_chars(entry.dn)),
+            dereference_aliases=ldap3.DEREF_NEVER,
+            attributes=ldap3.NO_ATTRIBUTES,
+            time_limit=settings.timeout_seconds,
+        )
+        if connection.result["result"] not in (_SUCCESS, _SIZE_LIMIT_EXCEEDED):
+            raise PasswordServerUnavailable(f"{self._host} cannot search ldap.group_base: {_answer(connection)}")
+        groups = (item["dn"] for item in connection.response or () if item["type"] == "searchResEntry")
+        return replace(entry, groups=frozenset(groups))
 
     def _entry(self, item: Mapping[str, Any]) -> Entry:
         values = {
@@ -165,15 +181,37 @@ class LdapServer:
         return Entry(item["dn"], tuple(known), len(primary) == 1, groups)
 
 
+class _Server(ldap3.Server):  # type: ignore[misc]
+    """The server of one connection. ldap3 keeps the address in use in it, so it is not shared by threads."""
+
+    def __init__(self, host: str, port: int, is_ldaps: bool, settings: LdapSettings, deadline: Deadline) -> None:
+        tls = _VerifiedTls(settings, deadline if is_ldaps else None)
+        super().__init__(host, port, use_ssl=is_ldaps, tls=tls, get_info=ldap3.NONE)
+        self._timeout, self._deadline = settings.timeout_seconds, deadline
+        self.connection: Any = None
+
+    def candidate_addresses(self) -> Iterator[Any]:
+        """Yield the addresses of the host. ldap3 tries each of them."""
+        for address in super().candidate_addresses():
+            self.connect_timeout = self._deadline.left(self._timeout)
+            yield address
+            if self.connection is not None and self.connection.socket is not None:  # ldap3 leaves it open
+                self.connection.socket.close()
+
+
 class _VerifiedTls(ldap3.Tls):  # type: ignore[misc]
     """TLS as Python's own client uses it. ldap3's verifies nothing by default, and compares host names by itself."""
 
-    def __init__(self, settings: LdapSettings) -> None:
+    def __init__(self, settings: LdapSettings, deadline: Deadline | None) -> None:
+        """``deadline``: of connections that begin with TLS, so that it also holds for the handshake."""
         super().__init__(validate=ssl.CERT_REQUIRED)
         self._ca_file = settings.ca_file
+        self._deadline = deadline
 
     def wrap_socket(self, connection: Any, do_handshake: bool = False) -> None:
         """Encrypt the connection. Raises OSError if the certificate is not valid for the host."""
+        if self._deadline is not None:
+            self._deadline.watch(connection.socket)
         context = ssl.create_default_context(cafile=self._ca_file)
         connection.socket = context.wrap_socket(connection.socket, server_hostname=connection.server.host)
 

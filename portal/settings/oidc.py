@@ -34,7 +34,10 @@ class OidcSettings(Section):
         description="Whether `email_verified` must be true. Set it to false only if people cannot change their address "
         "at the provider.",
     )
-    groups_claim: str = Field("groups", description="The claim with the person's groups, for `staff.groups`.")
+    groups_claim: str = Field(
+        "groups",
+        description="The claim with the person's groups, for `staff.groups`, or a path like `realm_access.roles`.",
+    )
 
     @field_validator("issuer")
     @classmethod

@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from portal.settings.values import Section, Words
 
 _CA_FILE = "A file with the certificates (PEM) of the authority that signed the server's. Default: those of the system."
-_TIMEOUT = "How long each answer of the server may take. A request of a recipient waits as long."
+_TIMEOUT = "How long each answer of the server may take, in seconds. A check of a password ends after 30 s in any case."
 
 
 class LdapSettings(Section):
@@ -39,6 +39,12 @@ class LdapSettings(Section):
         "`proxyAddresses`, `SMTP:` marks the primary address.",
     )
     group_attribute: str = Field("memberOf", description="The attribute with a person's groups.")
+    group_filter: str = Field(
+        "",
+        description="Finds the groups of a person instead of `ldap.group_attribute`; `{dn}` is the person's entry. "
+        "For nested groups in Active Directory: `(member:1.2.840.113556.1.4.1941:={dn})`.",
+    )
+    group_base: str = Field("", description="The entry below which groups are. Default: `ldap.base`.")
     timeout_seconds: int = Field(5, ge=1, le=10, description=_TIMEOUT)
 
     @field_validator("uri")
@@ -60,6 +66,13 @@ class LdapSettings(Section):
     def _finds_one(cls, text: str) -> str:
         if "{address}" not in text or text.count("(") != text.count(")") or (text[:1], text[-1:]) != ("(", ")"):
             raise ValueError("expected a filter with {address} in it, like (mail={address})")
+        return text
+
+    @field_validator("group_filter")
+    @classmethod
+    def _finds_groups(cls, text: str) -> str:
+        if text and ("{dn}" not in text or text.count("(") != text.count(")") or (text[0], text[-1]) != ("(", ")")):
+            raise ValueError("expected a filter with {dn} in it, like (member={dn})")
         return text
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -146,6 +147,16 @@ def mailbox(recipient: str) -> str:
     """
     local, _, domain = recipient.rpartition("@")
     return f"{local.partition('+')[0] or local}@{domain}"
+
+
+def account(recipient: str) -> str:
+    """Return the account that the rate limits of passwords count.
+
+    Active Directory finds "alice" also by "álice", by full-width letters and by invisible characters between them. Each
+    spelling would have tries of its own, so the limits use what is left of all of them.
+    """
+    letters = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", recipient).casefold())
+    return mailbox("".join(c for c in letters if unicodedata.category(c)[0] not in "CMZ"))
 
 
 def wider_network(network: str, prefix_length: int) -> str:

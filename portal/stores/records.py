@@ -330,14 +330,20 @@ class PasswordTry:
     recipient: str  # identity
     client_ip: str  # as in `SignIn`
     tried_at: datetime
+    is_local: bool  # whether the recipient is local: foreign addresses are counted apart for networks
 
 
 @dataclass(frozen=True, slots=True)
 class PasswordLimits:
-    """Rate limits of checks of passwords. Only wrong passwords count, and those whose check has not ended."""
+    """Rate limits of checks of passwords. Only wrong passwords count, and those whose check has not ended.
+
+    Spellings that directories do not distinguish are one mailbox, see `lifecycle.account`.
+    """
 
     per_pair_quarter_hour: int = 5  # of one mailbox, from one client
     per_mailbox_hour: int = 20
+    # Of a network, each mailbox counts at most so often. So one person with a wrong password does not lock out others.
+    of_mailbox_in_network: int = 5
     per_ip_hour: int = 30
     per_56_hour: int = 45
     per_48_hour: int = 60
@@ -357,7 +363,7 @@ class SignedIn:
 
     recipient: str  # identity
     preferences: Preferences
-    started_at: datetime
+    authenticated_at: datetime | None  # when the person last proved who they are, None if that is not known
     staff_until: datetime | None  # the end of its use of the console, None if it was ended
     has_role: bool  # whether the store has a role of the recipient
     method: Method = MAILED_LINK

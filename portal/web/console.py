@@ -36,7 +36,6 @@ HOME = "/admin/"
 REQUESTS = "/admin/requests"
 REQUESTS_COUNTED = 1000
 _COUNT_SECONDS = 10
-FRESH = timedelta(minutes=15)  # the age of a sign-in that acts with far-reaching effects need
 
 ROLE_NAMES = {
     Role.ADMINISTRATOR: N_("Administrator"),
@@ -133,12 +132,12 @@ class Console:
         return checked
 
     def check_fresh(self, request: Request, staff: StaffSession, page: str) -> None:
-        """Raise a 303 to the sign-in page unless this session began at most `FRESH` ago.
+        """Raise a 303 to the sign-in page unless the person proved at most `FRESH` ago who they are.
 
         For acts with far-reaching effects. ``page``: what is shown after signing in; nothing is done then.
         """
-        if staff.session.started_at < self._pages.now() - FRESH:
-            raise self._sessions.to_sign_in(request, page, "console")
+        if not staff.session.is_fresh(self._pages.now()):
+            raise self._sessions.to_sign_in(request, page, "fresh")
 
     def page(self, request: Request, staff: StaffSession, name: str, status: int = 200, **values: Any) -> HTTPResponse:
         """Return the page ``templates/web/admin/NAME.html``, which extends ``web/admin/base.html``."""

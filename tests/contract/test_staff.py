@@ -53,10 +53,10 @@ def test_a_removed_role_ends_the_use_of_the_console_in_all_sessions(store: Store
     store.staff.give(grant(ALICE, Role.HELP_DESK))
     other = b"t" * 32
     for session, recipient in ((SESSION, ALICE), (other, BOB)):
-        store.sign_ins.start_session(session, recipient, at)
+        store.sign_ins.start_session(session, recipient, at, authenticated_at=at)
     store.sign_ins.extend_staff_use(SESSION, at + 2 * STAFF_IDLE)
     found = store.sign_ins.session(SESSION, at)
-    assert found and (found.staff_until, found.has_role, found.started_at) == (at + 2 * STAFF_IDLE, True, at)
+    assert found and (found.staff_until, found.has_role, found.authenticated_at) == (at + 2 * STAFF_IDLE, True, at)
     store.staff.remove(ALICE, Role.AUDITOR, EVERYWHERE, BY_ALICE, now())
     store.sign_ins.extend_staff_use(SESSION, at + 2 * STAFF_IDLE)  # by a request that began before
     found = store.sign_ins.session(SESSION, at + timedelta(minutes=1))
@@ -71,6 +71,9 @@ def test_all_roles_are_replaced_by_those_of_another_store(store: Store) -> None:
     store.staff.give(gone)
     store.staff.replace_all([kept, new])
     assert store.staff.all() == [kept, new]
+
+
+DAY = timedelta(days=1)
 
 
 def by_group(role: Role, group: str, until: datetime) -> Grant:
@@ -101,6 +104,30 @@ def test_roles_by_groups_are_replaced_as_a_whole_and_given_ones_stay(store: Stor
         ("role-given", "group it", "auditor, group it"),
         ("role-removed", "group it", "auditor, group it"),
     }
+
+
+def test_an_expired_role_by_a_group_is_removed_with_an_entry(store: Store) -> None:
+    at = now()
+    later = by_group(Role.AUDITOR, "it", at + 2 * DAY)
+    expiring = by_group(Role.HELP_DESK, "it", at + timedelta(hours=1))
+    store.staff.put_groups(ALICE, "oidc:company", [expiring, later], at)
+    for _ in range(2):
+        store.staff.remove_expired(at + DAY)
+    assert store.staff.of(ALICE) == [later]
+    removed = store.audit.list(AuditFilter(act="role-removed"), 9)
+    assert [(each.actor.name, each.subject, each.detail) for each in removed] == [
+        ("group it", ALICE, "help-desk, group it, expired")
+    ]
+    store.staff.put_groups(ALICE, "oidc:company", [replace(later, expires_at=at + 9 * DAY)], at + 3 * DAY)
+    found = [each.detail for each in store.audit.list(AuditFilter(), 2)]
+    assert sorted(found) == ["auditor, group it", "auditor, group it, expired"], "she did not have it for a day"
+
+
+def test_the_daily_removal_includes_roles(store: Store) -> None:
+    at = now()
+    store.staff.put_groups(ALICE, "oidc:company", [by_group(Role.HELP_DESK, "it", at + timedelta(hours=1))], at)
+    store.purge(at - 30 * DAY, at + DAY)
+    assert store.staff.of(ALICE) == []
 
 
 def test_an_expired_role_by_a_group_shows_no_console(store: Store) -> None:

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from portal.model.errors import PasswordServerUnavailable, SettingsError
 from portal.passwords import password_servers
+from portal.passwords.deadline import Deadline
 from portal.passwords.ldap import LdapServer
 from portal.settings import Settings
 from portal.settings.passwords import LdapSettings
@@ -73,7 +74,7 @@ def test_without_the_library_the_portal_says_what_to_install(monkeypatch: pytest
 )
 def test_without_tls_no_password_is_sent(answer: Callable[[socket.socket], object]) -> None:
     began = time.monotonic()
-    with directory(answer) as (server, received), pytest.raises(PasswordServerUnavailable):
-        server.check("alice@example.org", "secret of alice", "")
+    with directory(answer) as (server, received), Deadline() as deadline, pytest.raises(PasswordServerUnavailable):
+        server.check("alice@example.org", "secret of alice", "", deadline)
     assert time.monotonic() - began < 10
     assert received and not any(b"secret" in data or b"of the portal" in data for data in received)

@@ -114,12 +114,18 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page, rendered: set[st
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [{"width": 1280}, {"width": 320}], ids=lambda size: f"{size['width']}px")
-def test_axe_finds_nothing_in_the_form_with_a_password(make_parts: Callable[..., Parts], page: Page) -> None:
+def test_axe_finds_nothing_in_the_form_with_all_methods(make_parts: Callable[..., Parts], page: Page) -> None:
     server = ImapServer()
     settings = {"imap__host": "127.0.0.1", "imap__port": server.port, "imap__ca_file": CERTIFICATE}
-    with local_site(make_parts, **settings) as site:
-        page.goto(f"{site.parts.settings.public_url}/sign-in")
-        found = findings(page)
+    company = {"issuer": "http://127.0.0.1:9", "client_id": "quarantine", "title": "Example Company"}  # it is down
+    providers = {"oidc": {"company": company}, "proxy__secret": PROXY_SECRET}
+    found = []
+    with local_site(make_parts, **settings, **providers) as site:
+        base = site.parts.settings.public_url
+        for path in ("sign-in/oidc/company", "sign-in?left=company", "sign-in?ended=fresh", "sign-in"):
+            page.goto(f"{base}/{path}")
+            found += findings(page)
+        assert page.get_by_role("link", name="Sign in with").count() == 2
         page.get_by_label("Email address").fill(ALICE)
         page.get_by_label("Password").fill("wrong")
         page.keyboard.press("Enter")

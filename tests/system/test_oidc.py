@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,12 +60,20 @@ def provider(site: LocalSite, port: int, folder: Path, *keys: RSAKey) -> Iterato
         yield
 
 
-def enter(page: Page, name: str) -> None:
+def enter(page: Page, name: str, *, consents: bool = True) -> None:
     """Sign in at the provider's development pages."""
     page.fill("input[name=login]", name)
     page.fill("input[name=password]", "any")
     page.click("button[type=submit]")
-    page.click("button[type=submit]")  # consent
+    if consents:
+        page.click("button[type=submit]")
+
+
+def authenticated_at(site: LocalSite, page: Page) -> float:
+    [secret] = [each["value"] for each in page.context.cookies() if each["name"].endswith("session")]
+    session = site.store.sign_ins.session(hashlib.sha256(secret.encode()).digest(), site.now)
+    assert session and session.authenticated_at
+    return session.authenticated_at.timestamp()
 
 
 def test_people_sign_in_and_out_by_the_provider(
@@ -95,6 +105,21 @@ def test_people_sign_in_and_out_by_the_provider(
             10,
             details=lambda: (tmp_path / "provider.log").read_text(),
         )
+
+        # With a session there, a click signs in. A recent sign-in makes the provider ask again, and say when it did.
+        page.goto(f"{url}/sign-in")
+        page.click("text=Sign in with company")
+        enter(page, "alice")
+        page.goto(f"{url}/sign-in")
+        page.click("text=Sign in with company")
+        expect(page).to_have_url(f"{url}/")
+        monkeypatch.setattr(openid, "_MAX_AGE_SECONDS", 0)
+        before = time.time()
+        page.goto(f"{url}/sign-in?ended=fresh")
+        page.click("text=Sign in with company")
+        enter(page, "alice", consents=False)
+        expect(page).to_have_url(f"{url}/")
+        assert authenticated_at(site, page) >= int(before)
 
         stranger = browser.new_context().new_page()
         stranger.goto(f"{url}/sign-in")

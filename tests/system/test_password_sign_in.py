@@ -15,7 +15,8 @@ from portal.cli import password_checks
 from portal.model.audit import AuditFilter
 from portal.model.errors import PasswordServerUnavailable
 from portal.model.staff import Role
-from portal.passwords import Proven
+from portal.passwords import PasswordServer, Proven
+from portal.passwords.deadline import Deadline
 from portal.passwords.imap import ImapServer
 from portal.passwords.ldap import LdapServer
 from portal.settings import Settings
@@ -72,6 +73,11 @@ def imap(servers: PasswordServers, **changed: Any) -> ImapServer:
     return ImapServer(imap_settings(servers, **changed))
 
 
+def check(server: PasswordServer, address: str, password: str, client: str = CLIENT) -> Proven | None:
+    with Deadline() as deadline:
+        return server.check(address, password, client, deadline)
+
+
 # ---- LDAP
 
 
@@ -79,33 +85,44 @@ def imap(servers: PasswordServers, **changed: Any) -> ImapServer:
 def test_the_directory_checks_passwords_and_names_groups(servers: PasswordServers, scheme: str) -> None:
     server = ldap(servers, uri=f"{scheme}://localhost:{getattr(servers, scheme)}")
     groups = frozenset({ADMINISTRATORS})
-    assert server.check(ALICE, "secret of alice", CLIENT) == Proven(ALICE, groups)
-    assert server.check("a.lice@example.org", "secret of alice", CLIENT) == Proven("a.lice@example.org", groups)
-    assert server.check("juergen@example.org", "pässwört", CLIENT) == Proven("juergen@example.org")
-    assert server.check("x*y@example.org", "secret of odd", CLIENT) is not None
-    assert server.check(ALICE, "wrong", CLIENT) is None
-    assert server.check("nobody@example.org", "secret of alice", CLIENT) is None
+    assert check(server, ALICE, "secret of alice") == Proven(ALICE, groups)
+    assert check(server, "a.lice@example.org", "secret of alice") == Proven("a.lice@example.org", groups)
+    assert check(server, "juergen@example.org", "pässwört") == Proven("juergen@example.org")
+    assert check(server, "x*y@example.org", "secret of odd") is not None
+    assert check(server, ALICE, "wrong") is None
+    assert check(server, "nobody@example.org", "secret of alice") is None
+
+
+def test_groups_may_be_searched_for(servers: PasswordServers) -> None:
+    server = ldap(servers, group_attribute="none", group_filter="(&(objectClass=groupOfNames)(member={dn}))")
+    assert check(server, ALICE, "secret of alice") == Proven(ALICE, frozenset({ADMINISTRATORS}))
+    assert check(server, BOB, 'q"uo\\te') == Proven(BOB)
+    assert check(server, "nobody@example.org", "secret of alice") is None
+    assert [len(entry.groups) for entry in server.entries(ALICE)] == [1]
+    away = ldap(servers, group_filter="(member={dn})", group_base="ou=away")
+    with pytest.raises(PasswordServerUnavailable, match="cannot search ldap.group_base: noSuchObject"):
+        check(away, ALICE, "secret of alice")
 
 
 @pytest.mark.parametrize(
     "address", ["*", "*@example.org", "alice@example.org)(uid=*", "alice@example.org)(|(uid=alice"]
 )
 def test_an_address_is_not_part_of_the_filter(servers: PasswordServers, address: str) -> None:
-    assert ldap(servers).check(address, "secret of alice", CLIENT) is None
+    assert check(ldap(servers), address, "secret of alice") is None
     assert ldap(servers).entries(address) == []
 
 
 def test_an_address_of_two_entries_signs_nobody_in(servers: PasswordServers) -> None:
     assert len(ldap(servers).entries("twice@example.org")) == 2
     for name in ("one", "two"):
-        assert ldap(servers).check("twice@example.org", f"secret of {name}", CLIENT) is None
+        assert check(ldap(servers), "twice@example.org", f"secret of {name}") is None
 
 
 def test_a_name_that_the_entry_does_not_have_proves_its_only_address(servers: PasswordServers) -> None:
     server = ldap(servers, filter="(|(uid=bob)(cn={address}))")
-    assert server.check("bob@elsewhere.example", 'q"uo\\te', CLIENT) == Proven(BOB)
+    assert check(server, "bob@elsewhere.example", 'q"uo\\te') == Proven(BOB)
     server = ldap(servers, filter="(|(uid=alice)(cn={address}))")  # has two addresses, none of which is the primary one
-    assert server.check("alice@elsewhere.example", "secret of alice", CLIENT) is None
+    assert check(server, "alice@elsewhere.example", "secret of alice") is None
 
 
 @pytest.mark.parametrize(
@@ -128,17 +145,16 @@ def test_a_directory_that_cannot_be_asked_is_not_a_wrong_password(
     if "uri" in changed:
         changed = {"uri": changed["uri"].format(**ports)}
     with pytest.raises(PasswordServerUnavailable, match=text.replace(".", r"\.")):
-        ldap(servers, timeout_seconds=2, **changed).check(ALICE, "secret of alice", CLIENT)
+        check(ldap(servers, timeout_seconds=2, **changed), ALICE, "secret of alice")
 
 
 def test_the_prefix_in_capitals_marks_the_primary_address(servers: PasswordServers) -> None:
     proxies = {"address_attributes": ("description",)}
     server = ldap(servers, filter="(description=smtp:{address})", **proxies)
     for address in ("bobby@example.org", "robert@example.org"):
-        assert server.check(address, 'q"uo\\te', CLIENT) == Proven(address)
-    assert ldap(servers, filter="(description=sip:{address})", **proxies).check(BOB, 'q"uo\\te', CLIENT) == Proven(
-        "robert@example.org"
-    )
+        assert check(server, address, 'q"uo\\te') == Proven(address)
+    server = ldap(servers, filter="(description=sip:{address})", **proxies)
+    assert check(server, BOB, 'q"uo\\te') == Proven("robert@example.org")
 
 
 # ---- IMAP
@@ -147,10 +163,10 @@ def test_the_prefix_in_capitals_marks_the_primary_address(servers: PasswordServe
 @pytest.mark.parametrize("tls", ["implicit", "starttls"])
 def test_dovecot_checks_passwords(servers: PasswordServers, tls: str) -> None:
     server = imap(servers, tls=tls, port=servers.imaps if tls == "implicit" else servers.imap)
-    assert server.check(ALICE, "secret of alice", CLIENT) == Proven(ALICE)
-    assert server.check(BOB, 'q"uo\\te', CLIENT) == Proven(BOB)
-    assert server.check("juergen@example.org", "pässwört", CLIENT) == Proven("juergen@example.org")
-    assert server.check(ALICE, "wrong", f"2001:db8::{len(tls)}") is None
+    assert check(server, ALICE, "secret of alice") == Proven(ALICE)
+    assert check(server, BOB, 'q"uo\\te') == Proven(BOB)
+    assert check(server, "juergen@example.org", "pässwört") == Proven("juergen@example.org")
+    assert check(server, ALICE, "wrong", f"2001:db8::{len(tls)}") is None
 
 
 @pytest.mark.parametrize(
@@ -165,16 +181,16 @@ def test_a_mail_server_that_cannot_be_asked_is_not_a_wrong_password(
     servers: PasswordServers, changed: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(PasswordServerUnavailable, match=text.replace(".", r"\.")):
-        imap(servers, **changed).check(ALICE, "secret of alice", CLIENT)
+        check(imap(servers, **changed), ALICE, "secret of alice")
 
 
 def test_wrong_passwords_of_one_client_do_not_slow_down_others(servers: PasswordServers) -> None:
     server = imap(servers)
     with ThreadPoolExecutor(3) as threads:
-        guesses = [threads.submit(server.check, ALICE, f"guess {n}", "198.51.100.66") for n in range(3)]
+        guesses = [threads.submit(check, server, ALICE, f"guess {n}", "198.51.100.66") for n in range(3)]
         time.sleep(0.5)
         began = time.monotonic()
-        assert server.check(ALICE, "secret of alice", CLIENT) == Proven(ALICE)
+        assert check(server, ALICE, "secret of alice") == Proven(ALICE)
         assert time.monotonic() - began < 1.5  # Dovecot delays the others by 2 s and more
         assert [guess.result() for guess in guesses] == [None] * 3
 

@@ -13,7 +13,7 @@ from digest.housekeeping import run_mass_acts
 from portal.assemble import Parts
 from portal.model.message import State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
-from portal.web.console import FRESH
+from portal.web.auth.session import FRESH
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, now
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements

@@ -188,6 +188,26 @@ def test_claims_may_come_from_userinfo_of_the_same_person(site: Site, provider: 
     assert NOT_COMPLETED in sign_in(site.browser(), provider).text
 
 
+def test_groups_may_come_from_userinfo(make_site: MakeSite, provider: FakeProvider) -> None:
+    site = make_site(staff__groups={"mail": "administrator"})
+    provider.user_info = {"sub": "alice-1", "groups": ["mail"], "email": BOB, "email_verified": True}
+    browser = site.browser()
+    sign_in(browser, provider)
+    assert browser.get("/admin/").status == 200
+    assert f"Signed in as <bdi>{ALICE}</bdi>" in browser.get("/").text, "the token's address counts"
+    provider.requests.clear()
+    sign_in(make_site().browser(), provider)
+    assert "/userinfo" not in provider.requests, "no group gives a role"
+
+
+def test_the_address_and_its_confirmation_are_of_the_same_document(site: Site, provider: FakeProvider) -> None:
+    provider.claims = {"email": BOB}
+    provider.user_info = {"sub": "alice-1", "email": ALICE, "email_verified": True}
+    browser = site.browser()
+    sign_in(browser, provider)
+    assert f"Signed in as <bdi>{ALICE}</bdi>" in browser.get("/").text
+
+
 def test_groups_give_roles_until_the_next_sign_in_without_them(make_site: MakeSite, provider: FakeProvider) -> None:
     site = make_site(staff__groups={"mail": "administrator"})
     browser = site.browser()
@@ -202,6 +222,52 @@ def test_groups_give_roles_until_the_next_sign_in_without_them(make_site: MakeSi
     assert browser.get("/admin/").status == 404
 
 
+def test_a_fresh_sign_in_makes_the_provider_ask_and_say_when(make_site: MakeSite, provider: FakeProvider) -> None:
+    site = make_site(staff__administrators=[ALICE])
+    browser = site.browser()
+
+    def give() -> str:
+        form = {"change": "give", "address": BOB, "role": "auditor", "domain": "", "form_token": browser.form_token()}
+        return browser.post("/admin/staff", form).header("Location") or ""
+
+    def ask(query: str = "?fresh=1") -> Answer:
+        url = browser.get(f"{START}{query}").header("Location") or ""
+        assert ("&max_age=300" in url) is bool(query)
+        return browser.get(f"{CALLBACK}?{provider.authorize(url)}")
+
+    for claims in ({}, {"auth_time": "now"}, {"auth_time": True}, {"auth_time": time.time() - 3600}):
+        provider.claims |= claims
+        assert ask("").status == 303, "a session of the provider is enough for other pages"
+        assert give() == "/quarantine/sign-in?ended=fresh"
+        assert f'href="/quarantine{START}?fresh=1"' in browser.get("/sign-in?ended=fresh").text
+        answer = ask()
+        assert answer.status == 403 and "does not confirm that you signed in just now" in answer.text
+        assert f"{START}?fresh=1" in answer.text
+    assert site.store.staff.of(BOB) == []
+    provider.claims["auth_time"] = int(time.time()) + 30
+    assert ask().header("Location") == "/quarantine/admin/staff"
+    assert give() == "/quarantine/admin/staff?done=given"
+    site.pass_time(minutes=16)
+    assert give() == "/quarantine/sign-in?ended=fresh"
+
+
+def test_somebody_else_gets_neither_the_session_nor_the_page(make_site: MakeSite, provider: FakeProvider) -> None:
+    site = make_site(staff__administrators=[ALICE])
+    browser = site.browser()
+    sign_in(browser, provider)
+    token, old = browser.form_token(), dict(browser.cookies)
+    browser.post(
+        "/admin/staff", {"change": "give", "address": BOB, "role": "auditor", "domain": "", "form_token": token}
+    )
+    provider.claims |= {"email": BOB, "auth_time": int(time.time())}
+    assert sign_in(browser, provider).header("Location") == "/quarantine/"
+    assert f"Signed in as <bdi>{BOB}</bdi>" in browser.get("/").text
+    assert browser.get("/admin/staff").status == 404
+    assert browser.post("/sign-out", {"form_token": token}).status == 403
+    browser.cookies = old
+    assert not is_signed_in(browser)
+
+
 def test_new_keys_of_the_provider_are_used(site: Site, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sign_in(site.browser(), provider).status == 303
     provider.keys = [new_key("two")]
@@ -210,6 +276,35 @@ def test_new_keys_of_the_provider_are_used(site: Site, provider: FakeProvider, m
     assert sign_in(site.browser(), provider).status == 303
     assert provider.requests.count("/keys") == 2
     assert provider.requests.count("/.well-known/openid-configuration") == 1
+
+
+def test_unreadable_keys_are_not_asked_for_again_at_once(site: Site, provider: FakeProvider) -> None:
+    provider.has_no_keys = True
+    for _ in range(3):
+        assert sign_in(site.browser(), provider).status == 503
+    assert provider.requests.count("/keys") == 1
+
+
+def test_forged_tokens_cause_no_requests_while_the_keys_are_unreadable(
+    site: Site, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sign_in(site.browser(), provider).status == 303
+    provider.has_no_keys = True
+    keys = site.browser()
+    monkeypatch.setattr(time, "monotonic", lambda start=time.monotonic(): start + 60)
+    for _ in range(3):
+        keys.request("POST", "/oidc/company/logout", form={"logout_token": provider.token({}, new_key("forged"))})
+    assert provider.requests.count("/keys") == 2
+
+
+def test_a_slow_answer_of_the_provider_ends(
+    site: Site, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openid, "_TIMEOUT_SECONDS", 0.2)
+    provider.pause = 0.05  # after each octet
+    began = time.monotonic()
+    assert site.browser().get(START).status == 503
+    assert time.monotonic() - began < 2
 
 
 def test_a_provider_that_is_down_stops_nothing_else(site: Site, provider: FakeProvider) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from portal.model.audit import AuditFilter
+from portal.passwords import Proven
+from portal.passwords.deadline import Deadline
 from tests.builders import ALICE, BOB
 from tests.conftest import MakeParts
 from tests.imap_server import CERTIFICATE, ImapServer
@@ -185,6 +187,38 @@ def test_the_imap_server_is_not_asked_about_foreign_addresses(site: Site, imap: 
     assert "The email address or the password is wrong." in answer.text
     assert imap.tried == []
     assert browser.get("/").status == 303
+
+
+def test_foreign_addresses_cost_an_office_no_tries(site: Site, imap: ImapServer) -> None:
+    statuses = {enter(site.browser(), f"p{number}@elsewhere.example").status for number in range(40)}
+    assert (statuses, imap.tried) == ({403}, [])
+    assert enter(site.browser(), BOB, "of bob").status == 303
+
+
+class Directory:
+    """A password server that knows everybody by one address."""
+
+    method = "ldap"
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def check(self, address: str, password: str, client_ip: str, deadline: Deadline) -> Proven:
+        return Proven(self.address)
+
+
+@pytest.mark.parametrize(("proven", "status"), [("postbox@example.org", 403), ("info@example.org", 403), (BOB, 303)])
+def test_the_alias_file_does_not_change_whom_the_directory_names(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proven: str, status: int
+) -> None:
+    """The account with an address that is an alias of Alice here may be somebody else's there."""
+    aliases = tmp_path / "virtual"
+    aliases.write_text(f"postbox@example.org {ALICE}\ninfo@example.org {ALICE}, {BOB}\n")
+    monkeypatch.setattr("portal.web.password_servers", lambda _: [Directory(proven)])
+    browser = Site(make_parts(people__alias_file=aliases)).browser()
+    answer = enter(browser, "mallory@corp.example", "right")
+    assert answer.status == status
+    assert (browser.get("/").status == 200) is (status == 303)
 
 
 def test_recipients_sign_in_at_the_address_of_their_domain(

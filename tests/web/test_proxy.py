@@ -10,7 +10,7 @@ import pytest
 
 from portal.cli import sign_in_checks
 from portal.model.audit import AuditFilter
-from tests.builders import ALICE
+from tests.builders import ALICE, BOB
 from tests.conftest import MakeParts
 from tests.system.local_site import local_site
 from tests.web_client import Site
@@ -69,6 +69,19 @@ def test_other_addresses_are_refused_and_other_pages_do_not_read_the_header(site
         browser = site.browser()
         browser.request("GET", path, headers=HEADERS)
         assert not any("session" in name for name in browser.cookies)
+
+
+def test_the_proxy_does_not_prove_who_sits_there_now(make_parts: MakeParts) -> None:
+    site = Site(make_parts(proxy__secret=SECRET, staff__administrators=[ALICE]))
+    browser = site.browser()
+    browser.request("GET", "/sign-in/proxy", headers=HEADERS)
+    form = {"change": "give", "address": BOB, "role": "auditor", "domain": "", "form_token": browser.form_token()}
+    answer = browser.post("/admin/staff", form)
+    assert answer.header("Location") == "/quarantine/sign-in?ended=fresh"
+    page = browser.get("/sign-in?ended=fresh").text
+    assert "sign-in/proxy" not in page and "Send link" in page
+    alone = Site(make_parts(proxy__secret=SECRET, sign_in__mailed_link="false")).browser()
+    assert "This needs another way to sign in" in alone.get("/sign-in?ended=fresh").text
 
 
 def test_it_is_off_by_default(make_parts: MakeParts) -> None:

@@ -13,8 +13,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.message import Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
-from portal.web import console
-from portal.web.auth.session import _DESTINATION
+from portal.web.auth.session import _DESTINATION, FRESH
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.statements import Statements
 from tests.web.test_portal import OWN, plain
@@ -338,10 +337,10 @@ def test_an_auditor_sees_all_roles_and_has_no_form(site: Site) -> None:
 
 def test_roles_change_only_after_a_fresh_sign_in(site: Site) -> None:
     browser = sign_in(site, ADMINISTRATOR)
-    site.pass_time(minutes=console.FRESH.total_seconds() / 60 + 1)
+    site.pass_time(minutes=FRESH.total_seconds() / 60 + 1)
     assert browser.get("/admin/staff").status == 200
     answer = give(browser, BOB, "auditor")
-    assert answer.header("Location") == "/quarantine/sign-in?ended=console"
+    assert answer.header("Location") == "/quarantine/sign-in?ended=fresh"
     assert site.store.staff.of(BOB) == []
     assert give(site.signed_in(MALLORY), BOB, "auditor").header("Location") == "/quarantine/admin/staff?done=given"
 

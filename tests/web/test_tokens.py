@@ -11,7 +11,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.audit import AuditFilter
 from portal.model.staff import EVERYWHERE, Role
-from portal.web import console
+from portal.web.auth.session import FRESH
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
 from tests.web.test_staff import ADMINISTRATOR, AUDITOR, DOMAINS, OF_THE_DOMAIN, Person, sign_in
 from tests.web_client import Answer, Browser, Site
@@ -137,8 +137,8 @@ def test_what_cannot_be_done_is_said_above_the_form_which_keeps_what_was_typed(
 def test_tokens_are_created_only_after_a_fresh_sign_in_and_revoked_always(site: Site) -> None:
     browser = sign_in(site, ADMINISTRATOR)
     secret_of(create(browser))
-    site.pass_time(minutes=console.FRESH.total_seconds() / 60 + 1)
-    assert create(browser).header("Location") == "/quarantine/sign-in?ended=console"
+    site.pass_time(minutes=FRESH.total_seconds() / 60 + 1)
+    assert create(browser).header("Location") == "/quarantine/sign-in?ended=fresh"
     [token] = site.store.tokens.all()
     form = {"form_token": browser.form_token(), "change": "revoke", "token": str(token.id)}
     assert browser.post("/admin/tokens", {**form, "form_token": "x"}).status == 403

@@ -286,11 +286,17 @@ class SignIns(ABC):
 
     @abstractmethod
     def start_session(
-        self, session_sha256: bytes, recipient: str, now: datetime, client: str = "", method: Method = MAILED_LINK
+        self,
+        session_sha256: bytes,
+        recipient: str,
+        now: datetime,
+        client: str = "",
+        method: Method = MAILED_LINK,
+        authenticated_at: datetime | None = None,
     ) -> None:
         """Begin a session. It ends after 12 h without use, or after 7 days. ``client``: see `StartedSession`.
 
-        It may use the console for `STAFF_IDLE`, if its recipient has a role.
+        It may use the console for `STAFF_IDLE`, if its recipient has a role. ``authenticated_at``: see `SignedIn`.
         """
 
     @abstractmethod
@@ -315,8 +321,8 @@ class SignIns(ABC):
         """
 
     @abstractmethod
-    def end_session(self, session_sha256: bytes) -> None:
-        """End a session."""
+    def end_session(self, session_sha256: bytes) -> str | None:
+        """End a session. Return whose it was, None if there is none."""
 
     @abstractmethod
     def end_sessions(self, recipient: str, only: bytes | None = None, *, but: bytes | None = None) -> int:

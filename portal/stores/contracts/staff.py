@@ -41,5 +41,9 @@ class StaffRoles(ABC):
         """
 
     @abstractmethod
+    def remove_expired(self, now: datetime) -> None:
+        """Remove the roles by groups that have expired, each with an audit entry."""
+
+    @abstractmethod
     def replace_all(self, grants: Sequence[Grant]) -> None:
         """Replace all roles by those of another store, except roles by groups. Durable on return."""

@@ -75,6 +75,7 @@ ALTER TABLE session ADD COLUMN staff_until INTEGER;
 ALTER TABLE session ADD COLUMN method TEXT NOT NULL DEFAULT 'mailed-link';
 ALTER TABLE session ADD COLUMN method_subject TEXT NOT NULL DEFAULT '';
 ALTER TABLE session ADD COLUMN method_session TEXT NOT NULL DEFAULT '';
+ALTER TABLE session ADD COLUMN authenticated_at INTEGER;
 CREATE INDEX session_method ON session (method, method_subject) WHERE method_subject <> '';
 CREATE INDEX session_recipient ON session (recipient);
 ALTER TABLE recipient ADD COLUMN stop_mailed_at INTEGER;
@@ -171,7 +172,7 @@ CREATE TABLE password_try (
     client_ip TEXT NOT NULL,
     client_56 TEXT NOT NULL,
     client_48 TEXT NOT NULL,
-    tried_at INTEGER NOT NULL,
+    is_local INTEGER NOT NULL, tried_at INTEGER NOT NULL,
     checked_until INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX password_try_mailbox ON password_try (mailbox, tried_at);

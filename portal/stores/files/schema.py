@@ -158,7 +158,7 @@ CREATE INDEX sign_in_created_at ON sign_in (created_at);
 
 CREATE TABLE password_try (             -- wrong passwords, and checks that have not ended; see shared/passwords.py
     id BLOB PRIMARY KEY, mailbox TEXT NOT NULL, client_ip TEXT NOT NULL, client_56 TEXT NOT NULL,
-    client_48 TEXT NOT NULL, tried_at INTEGER NOT NULL,
+    client_48 TEXT NOT NULL, is_local INTEGER NOT NULL, tried_at INTEGER NOT NULL,
     checked_until INTEGER               -- the end of the check's lease; NULL: the password was wrong
 ) WITHOUT ROWID;
 CREATE INDEX password_try_mailbox ON password_try (mailbox, tried_at);
@@ -179,7 +179,8 @@ CREATE TABLE session (
     staff_until INTEGER,                -- the end of its use of the console; NULL: it was ended
     method TEXT NOT NULL DEFAULT 'mailed-link', -- Method.name
     method_subject TEXT NOT NULL DEFAULT '',    -- Method.subject
-    method_session TEXT NOT NULL DEFAULT ''     -- Method.session
+    method_session TEXT NOT NULL DEFAULT '',    -- Method.session
+    authenticated_at INTEGER            -- when the person last proved who they are; NULL: not known
 ) WITHOUT ROWID;
 CREATE INDEX session_used_at ON session (used_at);
 CREATE INDEX session_method ON session (method, method_subject) WHERE method_subject <> '';

@@ -220,6 +220,7 @@ class FileStore(Store):
         self._remove_unused_indexes()
         self._merge_indexes(now)
         upkeep.remove_expired(self.engine, now)
+        self.staff.remove_expired(now)
         self.recipients.remove_unused()
         Truncation(self.db, self.engine, self.messages, self.recipients).truncate(before, now)
         self._mark_durable()

@@ -65,7 +65,8 @@ MIGRATIONS: dict[int, LiteralString] = {
         create index on job (finished_at) where finished_at is not null;
         alter table session add column client text not null default '', add column staff_until timestamptz,
             add column method text not null default 'mailed-link',
-            add column method_subject text not null default '', add column method_session text not null default '';
+            add column method_subject text not null default '', add column method_session text not null default '',
+            add column authenticated_at timestamptz;
         create index on session (method, method_subject) where method_subject <> '';
         create index on session (recipient);
         alter table recipient add column stop_mailed_at timestamptz, add column devices_valid_from timestamptz;
@@ -158,6 +159,7 @@ MIGRATIONS: dict[int, LiteralString] = {
             client_ip text not null,
             client_56 text not null,
             client_48 text not null,
+            is_local boolean not null,
             tried_at timestamptz not null,
             checked_until timestamptz
         );

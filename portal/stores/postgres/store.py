@@ -123,6 +123,7 @@ class PostgresStore(Store):
         """See `Store.purge`. Removes whole partitions only: that of the day of ``before`` is kept."""
         purged = partitions.purge(self.database, before)
         upkeep.remove_expired(self.engine, now)
+        self.staff.remove_expired(now)
         self.recipients.remove_unused()
         return purged
 

@@ -18,15 +18,18 @@ _COUNTS = "select " + ", ".join(
         "(select count(*) from password_try where mailbox = :mailbox and checked_until > :now)",
         "(select count(*) from password_try"
         " where mailbox = :mailbox and client_ip = :client_ip and tried_at > :quarter_hour)",
+        "(select count(*) from password_try where mailbox = :mailbox and tried_at > :hour)",
         *(
-            f"(select count(*) from password_try where {column} = :{column} and tried_at > :hour)"
-            for column in ("mailbox", "client_ip", "client_56", "client_48")
+            "(select coalesce(sum(case when n > :of_mailbox then :of_mailbox else n end), 0) from"
+            " (select count(*) as n from password_try"
+            f" where {column} = :{column} and tried_at > :hour and is_local = :is_local group by mailbox) mailboxes)"
+            for column in ("client_ip", "client_56", "client_48")
         ),
     )
 )
 _INSERT = (
-    "insert into password_try (id, mailbox, client_ip, client_56, client_48, tried_at, checked_until)"
-    " values (:id, :mailbox, :client_ip, :client_56, :client_48, :now, :until)"
+    "insert into password_try (id, mailbox, client_ip, client_56, client_48, is_local, tried_at, checked_until)"
+    " values (:id, :mailbox, :client_ip, :client_56, :client_48, :is_local, :now, :until)"
 )
 
 
@@ -39,15 +42,22 @@ class SqlPasswordTries(PasswordTries):
     def begin(self, attempt: PasswordTry, limits: PasswordLimits) -> Admission:
         now = attempt.tried_at
         counted: dict[str, Any] = {
-            "mailbox": lifecycle.mailbox(attempt.recipient),
+            "mailbox": lifecycle.account(attempt.recipient),
             "client_ip": attempt.client_ip,
             "client_56": lifecycle.wider_network(attempt.client_ip, 56),
             "client_48": lifecycle.wider_network(attempt.client_ip, 48),
+            "is_local": attempt.is_local,
             "now": now,
         }
         with self._engine.writing() as session:
             session.lock("password")  # no other check is added between counting and adding
-            row = session.one(_COUNTS, **counted, hour=now - _HOUR, quarter_hour=now - _QUARTER_HOUR)
+            row = session.one(
+                _COUNTS,
+                hour=now - _HOUR,
+                quarter_hour=now - _QUARTER_HOUR,
+                of_mailbox=limits.of_mailbox_in_network,
+                **counted,
+            )
             assert row is not None  # noqa: S101 - counts are always one row
             running, pair, mailbox, client_ip, client_56, client_48 = row
             if (
@@ -70,7 +80,7 @@ class SqlPasswordTries(PasswordTries):
     def right(self, attempt: PasswordTry) -> None:
         delete = "delete from password_try where mailbox = :mailbox and client_ip = :client_ip"
         with self._engine.writing() as session:
-            session.execute(delete, mailbox=lifecycle.mailbox(attempt.recipient), client_ip=attempt.client_ip)
+            session.execute(delete, mailbox=lifecycle.account(attempt.recipient), client_ip=attempt.client_ip)
 
     def unanswered(self, attempt: PasswordTry) -> None:
         with self._engine.writing() as session:

@@ -14,7 +14,7 @@ from portal.model.message import first_id, held_at
 from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.stores.contracts import Recipients
 from portal.stores.journal import person_line
-from portal.stores.lifecycle import STOP_MAIL_INTERVAL, address_of, is_past, mailbox
+from portal.stores.lifecycle import STOP_MAIL_INTERVAL, account, address_of, is_past
 from portal.stores.records import Contacts, Person, QueuedMail
 from portal.stores.shared import audit
 from portal.stores.shared.contacts import contacts
@@ -145,7 +145,7 @@ class SqlRecipients(Recipients):
         with self._engine.writing() as session:
             for table in ("digest", "link_open", "sign_in", "session"):
                 session.execute(f"delete from {table} where recipient = :recipient", recipient=recipient)
-            session.execute("delete from password_try where mailbox = :mailbox", mailbox=mailbox(recipient))
+            session.execute("delete from password_try where mailbox = :mailbox", mailbox=account(recipient))
             session.execute(_FORGET, recipient=recipient, now=now)
             session.journal(lambda: person_line(person(session, recipient)))
 

@@ -136,16 +136,24 @@ class SqlSignIns(SignIns):
         return found
 
     def start_session(
-        self, session_sha256: bytes, recipient: str, now: datetime, client: str = "", method: Method = MAILED_LINK
+        self,
+        session_sha256: bytes,
+        recipient: str,
+        now: datetime,
+        client: str = "",
+        method: Method = MAILED_LINK,
+        authenticated_at: datetime | None = None,
     ) -> None:
         insert = (
             "insert into session (session_sha256, recipient, started_at, used_at, client, staff_until,"
-            " method, method_subject, method_session)"
-            " values (:sha256, :recipient, :now, :now, :client, :staff_until, :method, :subject, :session)"
+            " method, method_subject, method_session, authenticated_at)"
+            " values (:sha256, :recipient, :now, :now, :client, :staff_until, :method, :subject, :session,"
+            " :authenticated_at)"
             " on conflict (session_sha256) do update"
             " set recipient = excluded.recipient, started_at = excluded.started_at, used_at = excluded.used_at,"
             " client = excluded.client, staff_until = excluded.staff_until, method = excluded.method,"
-            " method_subject = excluded.method_subject, method_session = excluded.method_session"
+            " method_subject = excluded.method_subject, method_session = excluded.method_session,"
+            " authenticated_at = excluded.authenticated_at"
         )
         with self._engine.writing() as session:
             session.execute(
@@ -158,11 +166,12 @@ class SqlSignIns(SignIns):
                 method=method.name,
                 subject=method.subject,
                 session=method.session,
+                authenticated_at=authenticated_at,
             )
 
     def session(self, session_sha256: bytes, now: datetime) -> SignedIn | None:
         select = (
-            "select s.recipient, s.used_at, r.preferences, s.started_at, s.staff_until,"
+            "select s.recipient, s.used_at, r.preferences, s.authenticated_at, s.staff_until,"
             " exists (select 1 from staff where person = s.recipient and (source = '' or expires_at > :now)),"
             " s.method, s.method_subject, s.method_session"
             " from session s left join recipient r on r.recipient = s.recipient"
@@ -172,13 +181,18 @@ class SqlSignIns(SignIns):
             row = session.one(select, sha256=session_sha256, now=now, **session_limits(now))
         if row is None:
             return None
-        recipient, used_at, preferences, started_at, staff_until, has_role, *method = row
+        recipient, used_at, preferences, authenticated_at, staff_until, has_role, *method = row
         if used_at <= now - lifecycle.SESSION_USE_RECORDED:
             update = "update session set used_at = :now where session_sha256 = :sha256"
             with self._engine.writing(durable=False) as session:
                 session.execute(update, now=now, sha256=session_sha256)
         return SignedIn(
-            recipient, Preferences.from_json(preferences), started_at, staff_until, bool(has_role), Method(*method)
+            recipient,
+            Preferences.from_json(preferences),
+            authenticated_at,
+            staff_until,
+            bool(has_role),
+            Method(*method),
         )
 
     def extend_staff_use(self, session_sha256: bytes, until: datetime) -> None:
@@ -206,9 +220,11 @@ class SqlSignIns(SignIns):
             session.execute(f"delete from session where {same}", method, before=before)
         return [(recipient, count) for recipient, count in rows]
 
-    def end_session(self, session_sha256: bytes) -> None:
+    def end_session(self, session_sha256: bytes) -> str | None:
         with self._engine.writing() as session:
+            row = session.one("select recipient from session where session_sha256 = :sha256", sha256=session_sha256)
             session.execute("delete from session where session_sha256 = :sha256", sha256=session_sha256)
+        return row[0] if row else None
 
     def end_sessions(self, recipient: str, only: bytes | None = None, *, but: bytes | None = None) -> int:
         delete = "delete from session where recipient = :recipient"

@@ -64,18 +64,25 @@ class SqlStaffRoles(StaffRoles):
     def put_groups(self, person: str, source: str, grants: Sequence[Grant], now: datetime) -> None:
         of_source = "where person = :person and source = :source"
         with self._engine.writing() as session:
-            session.execute("delete from staff where expires_at <= :now", now=now)
             rows = session.many(f"{_SELECT} {of_source}", person=person, source=source)
-            before = {_role(each): each for each in _sorted(rows)}
+            stored = _sorted(rows)
+            before = {_role(each): each for each in stored if each.expires_at is None or each.expires_at > now}
             after = {_role(each): each for each in grants}
             session.execute(f"delete from staff {of_source}", person=person, source=source)
             for key, grant in after.items():
                 _insert(session, replace(grant, given_at=before[key].given_at) if key in before else grant)
             gone = [before[key] for key in before if key not in after]
             entries = [_entry(Act.ROLE_GIVEN, after[key], now) for key in after if key not in before]
+            entries += [_expired(grant, now) for grant in stored if _role(grant) not in before]
             record(session, entries + [_entry(Act.ROLE_REMOVED, grant, now) for grant in gone])
             if gone:
                 session.execute(_END_USE, person=person)
+
+    def remove_expired(self, now: datetime) -> None:
+        with self._engine.writing() as session:
+            expired = _sorted(session.many(f"{_SELECT} where expires_at <= :now", now=now))
+            session.execute("delete from staff where expires_at <= :now", now=now)
+            record(session, [_expired(grant, now) for grant in expired])
 
     def replace_all(self, grants: Sequence[Grant]) -> None:
         with self._engine.writing() as session:
@@ -135,9 +142,13 @@ def _role(grant: Grant) -> tuple[Role, str, str]:
     return grant.role, grant.domain, grant.group
 
 
-def _entry(act: Act, grant: Grant, at: datetime) -> AuditEntry:
-    detail = f"{_detail(grant.role, grant.domain)}, group {grant.group}"
+def _entry(act: Act, grant: Grant, at: datetime, why: str = "") -> AuditEntry:
+    detail = f"{_detail(grant.role, grant.domain)}, group {grant.group}{why}"
     return AuditEntry.new(at, act, grant.actor, grant.person, detail, domain=grant.domain)
+
+
+def _expired(grant: Grant, now: datetime) -> AuditEntry:
+    return _entry(Act.ROLE_REMOVED, grant, now, ", expired")
 
 
 def _journal(session: Session, person: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from bottle import HTTPResponse
 
@@ -27,7 +28,9 @@ class Identified:
 
     address: str  # as the method wrote it; it may be an alias
     method: Method
+    authenticated_at: datetime | None  # when they proved who they are, None if the method does not know
     groups: frozenset[str] = field(default=frozenset())  # for `staff.groups`
+    is_own_address: bool = False  # whether it must be the person's own: the alias file is not applied
 
 
 class Arrivals:
@@ -47,6 +50,8 @@ class Arrivals:
         # An extension is part of a mail address, not of the name of an account: alice-smith@ may be somebody else.
         is_whole = is_address(address) and not address.startswith("@") and people.held_as(address) == identity(address)
         person = people.person(address) if is_whole else None
+        if identified.is_own_address and person != identity(address):
+            person = None  # the alias file says that this address is somebody else's, or a role's
         if person is None or not self._sessions.may_sign_in(person):
             log.warning("sign-in refused peer=%s method=%s: not a recipient", request.peer, identified.method.name)
             return self._not_here(request, address)
@@ -54,7 +59,9 @@ class Arrivals:
         if host != request.site.url:
             return HTTPResponse(b"", 303, {"Location": f"{host}/sign-in"})
         self._pages.parts.staff.put_groups(person, identified.method.name, identified.groups)
-        return self._sessions.begin(request, person, self._sessions.destination(request), identified.method)
+        return self._sessions.begin(
+            request, person, self._sessions.destination(request), identified.authenticated_at, identified.method
+        )
 
     def _not_here(self, request: Request, address: str) -> HTTPResponse:
         return self._pages.page(

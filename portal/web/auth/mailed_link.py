@@ -196,7 +196,7 @@ class MailedLinks:
         return self._start_session(request, self._store.sign_ins.use(token_sha256, now))
 
     def _start_session(self, request: Request, sign_in: SignIn) -> HTTPResponse:
-        response = self._sessions.begin(request, sign_in.recipient, sign_in.destination)
+        response = self._sessions.begin(request, sign_in.recipient, sign_in.destination, self._pages.now())
         self._pages.set_cookie(response, "browser", "", 0)
         return response
 

@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import threading
+from dataclasses import astuple
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
@@ -22,10 +23,19 @@ from portal.model.audit import Act, AuditEntry
 from portal.model.errors import Busy
 from portal.model.message import Actor, ActorKind, random_token
 from portal.model.text import N_
-from portal.openid import AddressUnverified, ProviderUnavailable, SignInRefused, Trial, make_providers, redirect_uri
+from portal.openid import (
+    AddressUnverified,
+    Person,
+    ProviderUnavailable,
+    SignInRefused,
+    Trial,
+    make_providers,
+    redirect_uri,
+)
 from portal.stores.records import Method
 from portal.web.auth.identity import Arrivals, Identified
 from portal.web.auth.page import SignInPage
+from portal.web.auth.session import is_fresh
 from portal.web.pages import Pages, json_response
 from portal.web.request import Request
 
@@ -40,6 +50,10 @@ _NAME_CHARACTERS = 12  # of the state, in the name of the cookie
 _UNAVAILABLE = N_("The sign-in service does not answer. Try again later, or choose another way to sign in.")
 _REFUSED = N_("The sign-in was not completed. Try again.")
 _LATE = N_("The sign-in took too long, or it was started in another browser. Try again.")
+_NOT_FRESH = N_(
+    "The sign-in service does not confirm that you signed in just now. Choose another way to sign in, or ask your "
+    "administrator."
+)
 _UNVERIFIED = N_("The sign-in service does not confirm your email address. Ask your administrator.")
 
 
@@ -55,9 +69,10 @@ class OidcSignIn:
         self._waiting = threading.BoundedSemaphore(max(1, threads // 4))
 
     def start(self, request: Request, name: str) -> HTTPResponse:
-        """GET /sign-in/oidc/NAME: redirect to the provider."""
+        """GET /sign-in/oidc/NAME: redirect to the provider. `fresh=1`: the person must prove there who they are."""
         provider = self._provider(name)
-        trial = Trial(*(random_token(_SECRET_OCTETS) for _ in range(3)))
+        state, nonce, verifier = (random_token(_SECRET_OCTETS) for _ in range(3))
+        trial = Trial(state, nonce, verifier, request.query("fresh") == "1")
         try:
             with self._turn():
                 url = provider.authorization_url(trial, redirect_uri(request.site.url, name))
@@ -86,10 +101,18 @@ class OidcSignIn:
             problem = _UNVERIFIED if isinstance(error, AddressUnverified) else _REFUSED
             response = self._page.page(request, 403, problem=problem)
         else:
-            method = Method(f"oidc:{name}", person.subject, person.session)
-            response = self._arrivals.begin(request, Identified(person.address, method, person.groups))
+            response = self._begin(request, name, trial, person)
         self._pages.set_cookie(response, _cookie(trial.state), "", 0)
         return response
+
+    def _begin(self, request: Request, name: str, trial: Trial, person: Person) -> HTTPResponse:
+        method, now = Method(f"oidc:{name}", person.subject, person.session), self._pages.now()
+        if trial.is_fresh and not is_fresh(person.authenticated_at, now):
+            found = person.authenticated_at or "not in the token"
+            log.warning("sign-in refused peer=%s method=%s: auth_time is %s", request.peer, method.name, found)
+            return self._page.page(request, 403, problem=_NOT_FRESH, ended="fresh")
+        at = min(person.authenticated_at, now) if person.authenticated_at else None  # its clock may be ahead
+        return self._arrivals.begin(request, Identified(person.address, method, at, person.groups))
 
     def leave(self, request: Request, name: str) -> HTTPResponse:
         """GET /oidc/NAME/sign-out: redirect to the provider's page for signing out."""
@@ -135,7 +158,7 @@ class OidcSignIn:
 
     def _packed(self, name: str, trial: Trial) -> str:
         until = int((self._pages.now() + _TRIAL_LIFETIME).timestamp())
-        return self._pages.parts.links.sign_trial(json.dumps([name, until, trial.state, trial.nonce, trial.verifier]))
+        return self._pages.parts.links.sign_trial(json.dumps([name, until, *astuple(trial)]))
 
     def _trial(self, request: Request, name: str, state: str) -> Trial | None:
         """Return the try that began in this browser with this provider and state, None if there is none."""

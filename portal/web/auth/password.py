@@ -16,6 +16,7 @@ from portal.model.errors import PasswordServerUnavailable, PasswordUnanswered
 from portal.model.message import identity, is_address, new_id
 from portal.model.text import N_
 from portal.passwords import PasswordServer, is_passable
+from portal.passwords.deadline import Deadline
 from portal.stores.records import Admission, Method, PasswordLimits, PasswordTry
 from portal.web.auth.client import client_key
 from portal.web.auth.identity import Arrivals, Identified
@@ -65,47 +66,60 @@ class PasswordSignIn:
         if host != request.site.url:
             # Not a redirect: Chromium blocks that of a form to another host (form-action).
             return self._page.page(request, 403, problem=_ELSEWHERE, url=f"{host}/sign-in")
-        outcome = self._checked(request, recipient, password)
+        servers = [each for each in self._servers if each.method != "imap" or self._is_local(recipient)]
+        if not servers:
+            # An IMAP server may ignore the domain: many of these addresses may name the same account there, each with
+            # tries of its own. Since nothing is asked, nobody's tries are used up.
+            return self._wrong(request)
+        outcome = self._checked(request, servers, recipient, password)
         return self._arrivals.begin(request, outcome) if isinstance(outcome, Identified) else outcome
 
-    def _checked(self, request: Request, recipient: str, password: str) -> Identified | HTTPResponse:
+    def _checked(
+        self, request: Request, servers: Sequence[PasswordServer], recipient: str, password: str
+    ) -> Identified | HTTPResponse:
         """Return who the servers say this is, or the page that says why they do not."""
-        attempt = PasswordTry(new_id(), recipient, client_key(request.peer), self._pages.now())
+        is_local, client = self._is_local(recipient), client_key(request.peer)
+        attempt = PasswordTry(new_id(), recipient, client, self._pages.now(), is_local)
         admission = Admission.BUSY
         if self._pages.password_checks.acquire(blocking=False):
             try:
                 admission = self._tries.begin(attempt, PasswordLimits())
                 if admission is Admission.GRANTED:
-                    return self._asked(request, attempt, password)
+                    return self._asked(request, servers, attempt, password)
             finally:
                 self._pages.password_checks.release()
         log.warning("password not checked peer=%s: %s", request.peer, admission.value)
         status, text = _REFUSALS[admission]
         return self._page.page(request, status, problem=text)
 
-    def _asked(self, request: Request, attempt: PasswordTry, password: str) -> Identified | HTTPResponse:
+    def _asked(
+        self, request: Request, servers: Sequence[PasswordServer], attempt: PasswordTry, password: str
+    ) -> Identified | HTTPResponse:
         """Ask each server until one accepts the password, and record the outcome."""
         is_answered, may_be_wrong = True, False
-        is_local = self._pages.parts.settings.is_local(attempt.recipient)
-        for server in self._servers:
-            if server.method == "imap" and not is_local:
-                # Many of these addresses may name the same account there, each with tries of its own.
+        with Deadline() as deadline:
+            for server in servers:
+                try:
+                    proven = server.check(attempt.recipient, password, request.peer, deadline)
+                except PasswordServerUnavailable as error:
+                    log.error("password not checked via=%s: %s", server.method, error)
+                    is_answered = False
+                    may_be_wrong |= isinstance(error, PasswordUnanswered)
+                    continue
+                if proven is not None:
+                    self._tries.right(attempt)
+                    method, now = Method(server.method), self._pages.now()
+                    return Identified(proven.address, method, now, proven.groups, is_own_address=True)
                 may_be_wrong = True
-                continue
-            try:
-                proven = server.check(attempt.recipient, password, request.peer)
-            except PasswordServerUnavailable as error:
-                log.error("password not checked via=%s: %s", server.method, error)
-                is_answered = False
-                may_be_wrong |= isinstance(error, PasswordUnanswered)
-                continue
-            if proven is not None:
-                self._tries.right(attempt)
-                return Identified(proven.address, Method(server.method), proven.groups)
-            may_be_wrong = True
         # A server that delays its answer to wrong passwords must not be a way around the limits.
         (self._tries.wrong if may_be_wrong else self._tries.unanswered)(attempt)
         if not is_answered:
             return self._page.page(request, 503, problem=_UNAVAILABLE)
+        return self._wrong(request)
+
+    def _is_local(self, recipient: str) -> bool:
+        return self._pages.parts.settings.is_local(recipient)
+
+    def _wrong(self, request: Request) -> HTTPResponse:
         log.warning("password refused peer=%s", request.peer)
         return self._page.page(request, 403, problem=_WRONG, password_is_wrong=True)

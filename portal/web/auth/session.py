@@ -10,7 +10,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from bottle import HTTPResponse
 
@@ -32,6 +32,7 @@ METHOD_NAMES = {  # by `Method.name`
     "imap": N_("Password"),
     "proxy": N_("Web server"),
 }
+FRESH = timedelta(minutes=15)  # since the person proved who they are, for acts with far-reaching effects
 _COOKIE = "session"
 _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
@@ -55,9 +56,13 @@ class Session:
     recipient: str  # identity
     form_token: str  # anti-forgery token of the forms on their pages
     sha256: bytes  # of its secret, by which the store knows it
-    started_at: datetime
+    authenticated_at: datetime | None  # when the person last proved who they are, None if that is not known
     staff_until: datetime | None  # the end of its use of the console, if its recipient has a role; None: it was ended
     method: Method  # of its sign-in
+
+    def is_fresh(self, now: datetime) -> bool:
+        """Return whether the person proved at most `FRESH` ago who they are."""
+        return is_fresh(self.authenticated_at, now)
 
 
 class Sessions:
@@ -108,7 +113,9 @@ class Sessions:
         has_role = stored.has_role or recipient in self._pages.parts.settings.staff.administrators
         request.shows_console = has_role and self.is_staff_network(request)
         form_token = self._pages.parts.links.form_token(secret)
-        session = Session(recipient, form_token, sha256(secret), stored.started_at, stored.staff_until, stored.method)
+        session = Session(
+            recipient, form_token, sha256(secret), stored.authenticated_at, stored.staff_until, stored.method
+        )
         return session, secret
 
     def is_staff_network(self, request: Request) -> bool:
@@ -125,7 +132,7 @@ class Sessions:
         """Return the redirect to the sign-in page. The browser keeps which page was meant, until it is signed in.
 
         ``ended``: "yes" if a session has ended, "form" if a form was not accepted because of that, "console" if the
-        console needs a newer sign-in. May also be raised.
+        console needs a newer sign-in, "fresh" if the person must prove again who they are. May also be raised.
         """
         response = self._pages.see_other(f"/sign-in?ended={ended}" if ended else "/sign-in")
         if page != "/" and _DESTINATION.fullmatch(page):
@@ -153,10 +160,17 @@ class Sessions:
         return is_address(recipient) and parts.settings.is_local(recipient) and parts.people.is_person(recipient)
 
     def begin(
-        self, request: Request, recipient: str, destination: str = "", method: Method = MAILED_LINK
+        self,
+        request: Request,
+        recipient: str,
+        destination: str,
+        authenticated_at: datetime | None,
+        method: Method = MAILED_LINK,
     ) -> HTTPResponse:
         """Sign a recipient in and return the redirect to a page that `destination` returned before, else to their list.
 
+        ``authenticated_at``: when the person proved who they are, None if that is not known. A session of somebody else
+        in this browser ends, and the page that they opened is not shown.
         Raises LinkInvalid if they may not sign in. The secret is always new, whatever cookie the browser sent (session
         fixation).
         """
@@ -165,10 +179,13 @@ class Sessions:
             raise LinkInvalid("this recipient may not sign in")
         self._pages.check_host(request, recipient)
         old, secret = request.cookie(_COOKIE), random_token(_SECRET_OCTETS)
-        if old:
-            self._store.sign_ins.end_session(sha256(old))
+        ended = self._store.sign_ins.end_session(sha256(old)) if old else None
+        if ended not in (None, recipient) and destination == self.destination(request):
+            destination = ""
         client = client_name(request.user_agent)
-        self._store.sign_ins.start_session(sha256(secret), recipient, self._pages.now(), client, method)
+        self._store.sign_ins.start_session(
+            sha256(secret), recipient, self._pages.now(), client, method, authenticated_at
+        )
         self._pages.record(request, Act.SIGNED_IN, recipient, client, via=method.name)
         log.info("signed in recipient=%s peer=%s method=%s", recipient, request.peer, method.name)
         response = self._pages.see_other(destination if _DESTINATION.fullmatch(destination) else "/")
@@ -232,6 +249,11 @@ class Sessions:
         """Return a response that removes the session's cookie."""
         self._pages.set_cookie(response, _COOKIE, "", 0)
         return response
+
+
+def is_fresh(authenticated_at: datetime | None, now: datetime) -> bool:
+    """Return whether somebody who proved then who they are need not do so again. None: it is not known when."""
+    return authenticated_at is not None and authenticated_at >= now - FRESH
 
 
 def method_name(name: str) -> str:
