@@ -62,6 +62,7 @@ MEASURES = {
     "drop-postgres": size.drop_postgres,
     "mass-files": mass.mass_files,
     "mass-postgres": mass.mass_postgres,
+    "mass-scanned": mass.mass_scanned,
     "releases-files": releases.releases_files,
     "releases-postgres": releases.releases_postgres,
     "digests-files": digests.digests_files,

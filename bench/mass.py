@@ -5,10 +5,12 @@ from __future__ import annotations
 import resource
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from uuid import uuid4
 
 from bench import releases, turns
@@ -21,6 +23,7 @@ from portal.batches.mass import MassAct, Status
 from portal.batches.mass_run import MassActs
 from portal.model.message import Actor, ActorKind, Filter
 from portal.stores import open_store
+from tests.system import services
 
 DELIVERIES = 3_000
 _OPERATOR = Actor(ActorKind.OPERATOR, "bench", "cli")
@@ -40,15 +43,32 @@ def mass_postgres(effort: Effort) -> list[Row]:
         return _rows("PostgreSQL", dsn, folder, effort)
 
 
-def _rows(name: str, url: str, folder: Path, effort: Effort) -> list[Row]:
+def mass_scanned(effort: Effort) -> list[Row]:
+    """Release from a file store, after Rspamd and clamd have scanned each message. Needs root and Debian's packages."""
+    with services.folder() as home, own_folder() as folder, ExitStack() as running:
+        clamd = running.enter_context(services.Clamd(home / "clamd").running())
+        rspamd = running.enter_context(services.rspamd(home / "rspamd", "", modules={"antivirus": clamd.rspamd_conf()}))
+        scanner = {
+            "QUARANTINE_RSPAMD__URL": f"http://127.0.0.1:{rspamd.controller}",
+            "QUARANTINE_RSPAMD__SCAN_VALID_MINUTES": "0",
+        }
+        [row, _] = _rows("files and clamd", f"files://{folder}/store", folder, effort, scanner)
+        return [replace(row, bar="–")]
+
+
+def _rows(
+    name: str, url: str, folder: Path, effort: Effort, more: Mapping[str, str] = MappingProxyType({})
+) -> list[Row]:
     count = round(DELIVERIES * effort.share)
     with turns.posts(url, folder) as post, sink() as server:
         post(count // 2)  # of two recipients each
-        with turns._assembled(releases._environment(url, folder, server.url)) as parts:
+        with turns._assembled({**releases._environment(url, folder, server.url), **more}) as parts:
             while parts.store.facets.index():
                 pass
             with _posting(post) as taken:
                 seconds = _released(parts, count)
+            if more:
+                _check_scans(parts)
         if server.got().mails != count:
             raise RuntimeError("not every delivery was released once")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
@@ -57,6 +77,13 @@ def _rows(name: str, url: str, folder: Path, effort: Effort) -> list[Row]:
         Row(f"{count} releases of a mass act, {name}, s", f"{seconds:.1f}", speed, None, "< 60"),
         Row(f"a post beside it, {name}, p99 in ms", f"{p99(taken) * 1000:.0f}", f"{len(taken)} posts", None, "< 1000"),
     ]
+
+
+def _check_scans(parts: Parts) -> None:
+    for id in parts.store.messages.ids(None, 10):
+        [message] = parts.store.messages.find(str(id))
+        if message.scan is None or not message.scan.is_done:
+            raise RuntimeError("a message was released without a scan")
 
 
 def _released(parts: Parts, count: int) -> float:
