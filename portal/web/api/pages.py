@@ -67,7 +67,9 @@ class ApiPages:
         self._check(request)
         request.language = self._pages.parts.render.language_for("en")
         document, url = self._made(), request.site.url.rstrip("/") + PREFIX
-        shown = {each.__name__ for route in self._table for each in (route.answer, route.body) if each is not None}
+        of_routes = {each.__name__ for route in self._table for each in (route.answer, route.body) if each is not None}
+        # An answer of a route may also be a value of other answers, like a job in the list of jobs.
+        of_routes -= {value.type for schema in document.schemas.values() for value in _values(schema)}
         return self._pages.page(
             request,
             "api",
@@ -76,7 +78,7 @@ class ApiPages:
             types=[
                 (name, schema.get("description", ""), _answer(schema), schema.get("enum", ()))
                 for name, schema in document.schemas.items()
-                if name not in shown
+                if name not in of_routes
             ],
         )
 
