@@ -399,7 +399,7 @@ begin
         points bigint not null default 0,  -- of a symbol in all these deliveries, in hundredths
         primary key (domain, part, day, outcome, name)
     );
-    create index on daily_count (day);
+    create index on daily_count (part, day);
 
     insert into setting (name, value) values ('schema_version', '7');
 end

@@ -77,7 +77,7 @@ def stats(
         if by == "day":
             found: Sequence[Line] = lines(statistics.counts(Part.TOTAL, first, last, host), by_day=True)
         else:
-            found = statistics.sums(first, last, [host])[_BY[by]]
+            found = statistics.sums(first, last, [host], [_BY[by]])[_BY[by]]
     if not found:
         raise NotDone(_why_nothing(first, last, domain))
     if as_json:

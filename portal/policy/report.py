@@ -37,7 +37,8 @@ class Reports:
         StoreUnavailable.
         """
         chosen = [EVERYWHERE] if EVERYWHERE in hosts else sorted(hosts)
-        found, earlier = (self._sums(each, chosen) for each in (month, month.before))
+        found = self._sums(month, chosen, [*Part])
+        earlier = self._sums(month.before, chosen, [Part.TOTAL, Part.TIER])
         total, before = _total(found), _total(earlier)
         if not total.numbers and not before.numbers:
             return None
@@ -66,8 +67,8 @@ class Reports:
             page=f"{policy.public_url}/admin/statistics?{urlencode(query)}",
         )
 
-    def _sums(self, month: Month, hosts: Sequence[str]) -> Sums:
-        return self.store.statistics.sums(month.first, month.last, hosts)
+    def _sums(self, month: Month, hosts: Sequence[str], parts: Sequence[Part]) -> Sums:
+        return self.store.statistics.sums(month.first, month.last, hosts, parts)
 
 
 def _total(sums: Sums) -> Line:

@@ -89,7 +89,7 @@ class StatisticsPages:
         with self._pages.searching():
             by_day = self._statistics.counts(Part.TOTAL, period.since, period.until, domain)
             found = self._statistics.sums(period.since, period.until, [domain])
-            earlier = self._statistics.sums(*period.earlier, [domain])
+            earlier = self._statistics.sums(*period.earlier, [domain], [Part.TOTAL])
         rows = partial(_rows, request, period, domain)
         by_delay = sorted(found[Part.DELAY], key=lambda line: [*DELAY_NAMES].index(line.name))
         chosen = {"period": period.value, **({"domain": domain} if domain else {})}

@@ -36,8 +36,10 @@ class Statistics(ABC):
         """Return the counts of the days from ``since`` to ``until``, of one domain or of all together, by day."""
 
     @abstractmethod
-    def sums(self, since: date, until: date, domains: Collection[str] = (ALL,)) -> Sums:
-        """Return the sums of the days from ``since`` to ``until``, of these domains together."""
+    def sums(
+        self, since: date, until: date, domains: Collection[str] = (ALL,), parts: Collection[Part] = tuple(Part)
+    ) -> Sums:
+        """Return the sums of these parts of the days from ``since`` to ``until``, of these domains together."""
 
     @abstractmethod
     def by_domain(self, since: date, until: date, domains: Collection[str]) -> Sequence[Line]:

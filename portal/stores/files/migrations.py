@@ -243,7 +243,7 @@ CREATE TABLE daily_count (
     points INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (domain, part, day, outcome, name)
 ) WITHOUT ROWID;
-CREATE INDEX daily_count_day ON daily_count (day);
+CREATE INDEX daily_count_part ON daily_count (part, day);
 CREATE INDEX event_at ON event (at)
 """,
 }

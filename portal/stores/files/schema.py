@@ -327,7 +327,7 @@ CREATE TABLE daily_count (              -- statistics, which outlive the message
     points INTEGER NOT NULL DEFAULT 0,  -- of a symbol in all these deliveries, in hundredths
     PRIMARY KEY (domain, part, day, outcome, name)
 ) WITHOUT ROWID;
-CREATE INDEX daily_count_day ON daily_count (day)
+CREATE INDEX daily_count_part ON daily_count (part, day)
 """
 
 

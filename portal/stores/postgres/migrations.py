@@ -241,7 +241,7 @@ MIGRATIONS: dict[int, LiteralString] = {
             points bigint not null default 0,
             primary key (domain, part, day, outcome, name)
         );
-        create index on daily_count (day);
+        create index on daily_count (part, day);
         create index event_at_idx on only event (at);
     """,
 }

@@ -32,6 +32,9 @@ _EVENTS = (
     " and e.kind in :kinds"
 )
 _OPENED = "select message_id, number, min(at) as at from link_open where at >= :since and at < :until group by 1, 2"
+_OF_ANY_PART = (
+    f"part in ({', '.join(repr(part.value) for part in Part)})"  # so that the index on parts and days is used
+)
 _OPENED_BEFORE = timedelta(days=2)  # links that were opened longer ago are not looked for
 
 _Key = tuple[str, str, str, str, str]  # of a row
@@ -149,26 +152,29 @@ class SqlStatistics(Statistics):
             )
         return [Count(*row) for row in rows]
 
-    def sums(self, since: date, until: date, domains: Collection[str] = (ALL,)) -> Sums:
-        found: dict[str, list[Count]] = {part.value: [] for part in Part}
-        for part, name, outcome, number in self._summed("part, name", since, until, domains):
+    def sums(
+        self, since: date, until: date, domains: Collection[str] = (ALL,), parts: Collection[Part] = tuple(Part)
+    ) -> Sums:
+        found: dict[str, list[Count]] = {part.value: [] for part in parts}
+        for part, name, outcome, number in self._summed("part, name", since, until, domains, parts):
             found[part].append(Count(ALL, part, "", outcome, name, int(number)))
-        return {part: lines(found[part.value]) for part in Part}
+        return {part: lines(found[part.value]) for part in parts}
 
     def by_domain(self, since: date, until: date, domains: Collection[str]) -> Sequence[Line]:
-        rows = self._summed("domain", since, until, domains, " and part = 'total'")
+        rows = self._summed("domain", since, until, domains, [Part.TOTAL])
         return lines(Count(ALL, "", "", outcome, name, int(number)) for name, outcome, number in rows)
 
     def _summed(
-        self, columns: str, since: date, until: date, domains: Collection[str], condition: str = ""
+        self, columns: str, since: date, until: date, domains: Collection[str], parts: Collection[Part]
     ) -> Sequence[Row]:
         select = (
             f"select {columns}, outcome, sum(number) from daily_count where domain in :domains"
-            f" and day >= :since and day <= :until{condition} group by {columns}, outcome"
+            f" and part in :parts and day >= :since and day <= :until group by {columns}, outcome"
         )
         days = {"since": since.isoformat(), "until": until.isoformat()}
         with self._engine.reading() as session:
-            return session.many(select, domains=list(domains), **days) if domains else []
+            names = [part.value for part in parts]
+            return session.many(select, domains=list(domains), parts=names, **days) if domains else []
 
     def totals(self) -> Sequence[tuple[str, str, int]]:
         select = (
@@ -180,18 +186,20 @@ class SqlStatistics(Statistics):
 
     def expire(self, before: date) -> None:
         with self._engine.writing(durable=False) as session:
-            delete = "delete from daily_count where day < :day and not (domain = '' and part = 'tier')"
+            delete = (
+                f"delete from daily_count where {_OF_ANY_PART} and day < :day and not (domain = '' and part = 'tier')"
+            )
             session.execute(delete, day=before.isoformat())
 
     def records(self, after: date | None) -> tuple[date, Sequence[Count]] | None:
-        select = f"select {_COLUMNS} from daily_count where day = :day order by domain, part, outcome, name"
         with self._engine.reading() as session:
-            next_day = "select day from daily_count where day > :after order by day limit 1"
+            # Each day has totals, but of removed ones only those by tier are kept.
+            next_day = "select min(day) from daily_count where part in ('total', 'tier') and day > :after"
             first = session.one(next_day, after=after.isoformat() if after else "")
             closed = last_closed(session)
-            if first is None or closed is None or date.fromisoformat(first[0]) > closed:
+            if first is None or first[0] is None or closed is None or date.fromisoformat(first[0]) > closed:
                 return None
-            return date.fromisoformat(first[0]), [Count(*row) for row in session.many(select, day=first[0])]
+            return date.fromisoformat(first[0]), _counts_of_day(session, first[0])
 
     def import_records(self, day: date, counts: Sequence[Count]) -> None:
         with self._engine.writing() as session:
@@ -217,9 +225,16 @@ def _set_closed(session: Session, day: date) -> None:
 def counts_of(session: Session, days: Sequence[str]) -> Iterator[tuple[date, list[Count]]]:
     """Yield those of these days that have counts, with them."""
     for day in days:
-        rows = session.many(f"select {_COLUMNS} from daily_count where day = :day", day=day)
-        if rows:
-            yield date.fromisoformat(day), [Count(*row) for row in rows]
+        counts = _counts_of_day(session, day)
+        if counts:
+            yield date.fromisoformat(day), counts
+
+
+def _counts_of_day(session: Session, day: str) -> list[Count]:
+    select = (
+        f"select {_COLUMNS} from daily_count where {_OF_ANY_PART} and day = :day order by domain, part, outcome, name"
+    )
+    return [Count(*row) for row in session.many(select, day=day)]
 
 
 def _put(session: Session, day: date, counts: Sequence[Count]) -> None:
@@ -228,8 +243,7 @@ def _put(session: Session, day: date, counts: Sequence[Count]) -> None:
     If fewer messages are known now, the others are gone, but were held nevertheless: then no number becomes lower.
     """
     session.lock("statistics")
-    rows = session.many(f"select {_COLUMNS} from daily_count where day = :day", day=day.isoformat())
-    present: dict[_Key, _Numbers] = {count[:5]: count[5:] for count in map(Count._make, rows)}
+    present: dict[_Key, _Numbers] = {count[:5]: count[5:] for count in _counts_of_day(session, day.isoformat())}
     wanted: dict[_Key, _Numbers] = {count[:5]: count[5:] for count in counts}
     held = (ALL, Part.TOTAL.value, day.isoformat(), Outcome.HELD.value, "")
     if wanted.get(held, _NONE) < present.get(held, _NONE):
