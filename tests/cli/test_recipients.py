@@ -203,6 +203,12 @@ def test_digests_are_stopped_and_resumed_for_a_list(run: Run, store: Store, tmp_
     ]
 
 
+def test_digests_are_stopped_for_the_people_of_a_domain(run: Run, store: Store) -> None:
+    hold(store, recipients=(ALICE, SALES, "info@example.org", "jo@sub.example.org"))
+    assert run("digests", "stop", "--domain", "Example.org").output == f"{ALICE}: changed\n"
+    assert store.recipients.get(ALICE).stopped_at and not store.recipients.get("info@example.org").stopped_at
+
+
 def test_preferences_are_set_from_a_table(run: Run, store: Store, tmp_path: Path) -> None:
     store.recipients.set_preferences(ALICE, Preferences(language="fr", timezone="Asia/Tokyo"))
     file = tmp_path / "people.csv"
@@ -219,6 +225,7 @@ def test_preferences_are_set_from_a_table(run: Run, store: Store, tmp_path: Path
     [
         (("stop",), "", "Give at least one address"),
         (("stop", " "), "", "It is empty."),
+        (("stop", "--domain", "elsewhere.example"), "", "elsewhere.example is not a domain of local_domains."),
         (("set", BOB), "", "Give at least one value"),
         (("set", BOB, "--zone", "Mars"), "", "bob@example.org: There is no time zone of this name."),
         (("set", BOB, "--days", "never"), "", "These days are not known."),
