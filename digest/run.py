@@ -237,6 +237,7 @@ class Run:
                     postponed.append(Unsent(digest, due_at=now + RECHECK_AFTER))
                 elif digest.deliveries and not left:
                     postponed.append(Unsent(digest, due_at=now + HELD_BACK_RECHECK))
+                    self.summary.skipped.append((digest.recipient, "a job holds these messages back until it ends"))
                 else:
                     allowed.append(replace(digest, deliveries=left))
             if postponed:
