@@ -85,12 +85,15 @@ class Request:
             raise HTTPError(400)
         if int(text) > max_bytes:
             raise HTTPError(413)
-        try:
-            content: bytes = self._environ["wsgi.input"].read(int(text))
-        except OSError as error:  # uWSGI: the client disconnected or was too slow
-            raise HTTPError(400) from error
-        if len(content) < int(text):
-            raise HTTPError(400)
+        content, left = b"", int(text)
+        while left:
+            try:
+                chunk: bytes = self._environ["wsgi.input"].read(left)
+            except OSError as error:  # uWSGI: the client disconnected or was too slow
+                raise HTTPError(400) from error
+            if not chunk:
+                raise HTTPError(400)
+            content, left = content + chunk, left - len(chunk)
         return content
 
     @property

@@ -24,6 +24,7 @@ from portal.stores.records import Held
 from portal.web.api import frame
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.builders import rule as rule_of
+from tests.contract.helpers import concurrently
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
 from tests.web.test_portal import plain
@@ -434,6 +435,14 @@ def test_a_body_that_cannot_be_used_is_rejected(site: Site, body: Any, status: i
     assert (answer.status, answer.header("Content-Type")) == (status, PROBLEM), answer.text
 
 
+@pytest.mark.parametrize("size", ["99", "x", "-1", "9" * 30])
+def test_a_body_of_another_size_is_rejected(site: Site, size: str) -> None:
+    held = site.hold()
+    body = json.dumps({"ids": [name(held)]}).encode()
+    answer = client(site).post("/messages/delete", body, environ={"CONTENT_LENGTH": size})
+    assert answer.status == 400 and site.state(held) is State.HELD
+
+
 def test_a_form_is_not_a_body(site: Site) -> None:
     answer = client(site).post(
         "/messages/delete", b"ids=x", headers={"Content-Type": "application/x-www-form-urlencoded"}
@@ -461,6 +470,14 @@ def test_the_same_request_with_the_same_key_is_performed_once(site: Site, relay:
     assert program.post("/messages/release", body, headers=key).json["results"][0]["outcome"] != "done"
     for wrong in ("", "two words", "x" * 256):
         assert program.post("/messages/release", body, headers={"Idempotency-Key": wrong}).status == 422
+
+
+def test_requests_at_once_release_a_message_once(site: Site, relay: SmtpServer) -> None:
+    held, program = site.hold(recipients=(ALICE,)), client(site)
+    answers = concurrently(8, lambda _: program.post("/messages/release", {"ids": [name(held)]}))
+    assert {each.status for each in answers} <= {200, 503}  # so many releases may wait for the mail server
+    outcomes = [each.json["results"][0]["outcome"] for each in answers if each.status == 200]
+    assert sorted(outcomes) == ["done", *["unchanged"] * (len(outcomes) - 1)] and len(relay.mails) == 1
 
 
 def test_a_request_that_is_being_answered_is_a_conflict(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

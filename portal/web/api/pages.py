@@ -133,10 +133,10 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(map(_kind, schema["anyOf"]))
     if schema.get("type") == "array":
-        return f"list of {_kind(schema['items'])}"
+        return f"list of {_kind(schema.get('items', {}))}"
     if "enum" in schema:
         return " or ".join(json.dumps(each) for each in schema["enum"])
-    return "date-time" if schema.get("format") == "date-time" else str(schema.get("type", ""))
+    return str(schema.get("format") or schema.get("type", ""))
 
 
 def _command(route: Route, url: str) -> str:

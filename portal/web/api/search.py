@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -152,12 +152,22 @@ class FoundGroup(Model):
     score: float = Field(description="The sum of the scores of a symbol; otherwise 0.")
 
 
+class Days(Model):
+    """Whole days in UTC."""
+
+    first: date
+    last: date
+
+
 class FoundGroups(Model):
     """The deliveries that a search finds, grouped: at most 1,000 groups."""
 
     groups: list[FoundGroup]
-    total: Count = Field(description="Of the deliveries that were counted: the newest 100,000 at most.")
+    total: Count = Field(description="Of the deliveries that were counted: the newest 100,000, or more by whole days.")
     since: datetime | None = Field(description="When the oldest of them was held.")
+    whole_days: Days | None = Field(
+        description="The days whose numbers are from the statistics, with messages that were removed since; null: none."
+    )
 
 
 def fields_of(delivery: Delivery) -> dict[str, Any]:
@@ -248,7 +258,12 @@ class SearchRoutes:
         with self._pages.searching():
             found = self._parts.store.facets.groups(wanted, query.by)
         groups = [FoundGroup(name=each.name, count=each.count, score=each.points) for each in found.groups]
-        return FoundGroups(groups=groups[:_GROUPS_MAX], total=Count.of(found.total), since=found.since)
+        return FoundGroups(
+            groups=groups[:_GROUPS_MAX],
+            total=Count.of(found.total),
+            since=found.since,
+            whole_days=Days(first=found.whole_days[0], last=found.whole_days[1]) if found.whole_days else None,
+        )
 
     def _why_nothing(self, caller: Caller, wanted: Filter) -> str:
         reach, parts = self._parts.staff.reach(caller.member, Permission.SEE_ENVELOPE), self._parts
