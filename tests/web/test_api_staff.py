@@ -42,7 +42,7 @@ def wrong(answer: Answer) -> list[str]:
 
 
 def run(site: Site) -> None:
-    site.now = now()
+    site.now = max(site.now, now())
     run_mass_acts(site.parts, site.now)
 
 
