@@ -70,7 +70,7 @@ def enter(page: Page, name: str, *, consents: bool = True) -> None:
 
 
 def authenticated_at(site: LocalSite, page: Page) -> float:
-    [secret] = [each["value"] for each in page.context.cookies() if each["name"].endswith("session")]
+    [secret] = [each["value"] for each in page.context.cookies() if each["name"].endswith("quarantine-session")]
     session = site.store.sign_ins.session(hashlib.sha256(secret.encode()).digest(), site.now)
     assert session and session.authenticated_at
     return session.authenticated_at.timestamp()

@@ -80,8 +80,11 @@ def test_the_proxy_does_not_prove_who_sits_there_now(make_parts: MakeParts) -> N
     assert answer.header("Location") == "/quarantine/sign-in?ended=fresh"
     page = browser.get("/sign-in?ended=fresh").text
     assert "sign-in/proxy" not in page and "Send link" in page
-    alone = Site(make_parts(proxy__secret=SECRET, sign_in__mailed_link="false")).browser()
-    assert "This needs another way to sign in" in alone.get("/sign-in?ended=fresh").text
+    assert list(sign_in_checks.ways(site.parts.settings)) == []
+    alone = Site(make_parts(proxy__secret=SECRET, sign_in__mailed_link="false"))
+    assert "This needs another way to sign in" in alone.browser().get("/sign-in?ended=fresh").text
+    [note] = sign_in_checks.ways(alone.parts.settings)
+    assert note.ok is None and "the proxy is the only method" in note.text
 
 
 def test_it_is_off_by_default(make_parts: MakeParts) -> None:
