@@ -325,6 +325,19 @@ def test_no_token_is_written_to_the_access_log(portal: Portal, needle: str) -> N
     assert needle not in portal.log.read_text()
 
 
+def test_each_request_gets_an_id_of_nginx_for_both_logs(portal: Portal, needle: str) -> None:
+    fetch(portal.nginx.public_url + "/sign-in", headers={"X-Request-ID": needle})
+    assert wait_for(lambda: re.search(r" [0-9a-f]{32}\n$", portal.nginx.access_log.read_text()), 5)
+    fetch(
+        portal.nginx.exporter_url,
+        spam(needle, {}),
+        {"Content-Type": "message/rfc822", "X-Rspamd-rcpt": json.dumps([ALICE]), "X-Request-ID": f"of-client-{needle}"},
+    )
+    log = portal.log.read_text()
+    assert re.search(r": held id=\S+ .* request=[0-9a-f]{32}$", log, re.MULTILINE)
+    assert "of-client" not in log
+
+
 @pytest.mark.parametrize("site", ["same-origin", "cross-site"])
 def test_guessing_links_and_sign_ins_is_slowed_down(portal: Portal, site: str) -> None:
     with (

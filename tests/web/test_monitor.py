@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -22,6 +23,8 @@ from tests.builders import ALICE, BOB, BY_OPERATOR, hold, mail, now
 from tests.paths import ROOT
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
+from tests.uwsgi_client import HEALTH, exchange, packet
+from tests.web.conftest import Start
 from tests.web_client import Answer, Browser, Site
 
 MakeParts = Callable[..., Parts]
@@ -178,6 +181,23 @@ def test_errors_of_a_request_have_its_id(
     assert "Request ID: 4f1d0a5e0001" in page.text
     assert "Request ID: " + "<b>" not in browser.get("/sign-in", headers={"X-Request-ID": "<b>x</b>--"}).text
     assert "Request ID" not in browser.get("/no-such-page").text
+
+
+@pytest.mark.slow
+def test_workers_and_the_digest_process_log_json(start: Start) -> None:
+    home, data = start(QUARANTINE_LOG__FORMAT="json", QUARANTINE_SOCKET="socket"), mail()
+    variables = HEALTH | {"REQUEST_METHOD": "POST", "PATH_INFO": "/quarantine/", "CONTENT_LENGTH": str(len(data))}
+    variables |= {"CONTENT_TYPE": "message/rfc822", "HTTP_X_REQUEST_ID": "4f1d0a5e0001"}
+    answer = exchange(str(home / "socket"), packet(variables, data))
+    lines: list[dict[str, str]] = []
+    deadline = time.monotonic() + 30
+    while not any(line["logger"] == "quarantine.digest" for line in lines) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        texts = (home / "log").read_text("utf-8").splitlines()
+        lines = [json.loads(text) for text in texts if text.startswith("{") and text.endswith("}")]
+    [held] = [line for line in lines if line["message"].startswith("held ")]
+    assert held["id"] in answer.decode() and held["request"] == "4f1d0a5e0001"
+    assert any(line["message"].startswith(f"running {__version__}") for line in lines)
 
 
 # ---- the files for Prometheus and Grafana

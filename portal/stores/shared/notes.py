@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -14,8 +13,6 @@ from portal.stores.contracts import Notes
 from portal.stores.records import QueuedMail
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine
-
-log = logging.getLogger("quarantine.store")
 
 COUNT_SECONDS = 10.0  # between two writes of what `count` got
 _COUNTER = "tally."
@@ -86,10 +83,8 @@ class SqlNotes(Notes):
 
     def _write_later(self) -> None:
         while not self._closed.wait(COUNT_SECONDS):
-            try:
+            with suppress(QuarantineError):  # which the store has logged; the next turn tries again
                 self._write_counts()
-            except QuarantineError as error:
-                log.warning("counters not written yet: %s", error)
             with self._lock:
                 if not self._counts:
                     self._thread = None
