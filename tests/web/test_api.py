@@ -27,7 +27,7 @@ from tests.builders import rule as rule_of
 from tests.contract.helpers import concurrently
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
-from tests.web.test_portal import plain
+from tests.web.test_portal import OWN, plain
 from tests.web_client import Answer, Site
 
 DOMAINS = ("example.org", "example.net")
@@ -209,6 +209,24 @@ def test_no_token_and_no_cookie_opens_a_route(site: Site) -> None:
             browser.app = site.app
     assert asked[""] == "Bearer" and asked["Bearer qtn_" + "0" * 48] == 'Bearer error="invalid_token"'
     assert site.state(held) is State.HELD
+
+
+def test_a_token_is_nothing_to_pages(site: Site, relay: SmtpServer) -> None:
+    held = site.hold(subject="The secret subject")
+    headers = {"Authorization": f"Bearer {token_of(site)}"}
+    before = site.delivery(held), site.history(held)
+    for (method, rule), statuses in OWN.items():
+        if rule.startswith(("/api", "/link/")):
+            continue
+        path = rule.replace("/ID", f"/{held.id}").replace("ACT", "delete").replace("VIEW", "source")
+        path = path.replace("WAY", "next").replace("TOKEN", "A" * 32).replace("NAME", "style.css")
+        path = path.replace("RULE", str(held.id)).replace("CHANGE", "remove").replace("PATH", "messages/x")
+        answer = (
+            site.browser().get(path, headers=headers) if method == "GET" else site.browser().post(path, headers=headers)
+        )
+        assert answer.status == statuses[0], (method, rule, answer.text)
+        assert "The secret subject" not in answer.text
+    assert (site.delivery(held), site.history(held)) == before
 
 
 def test_answers_are_for_programs_and_set_no_cookies(site: Site) -> None:

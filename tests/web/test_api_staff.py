@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from digest.housekeeping import run_mass_acts
 from portal.assemble import Parts
+from portal.batches.mass import MassAct
 from portal.model.audit import AuditFilter
 from portal.model.message import State, Tier
 from portal.model.staff import EVERYWHERE, Role
 from portal.model.statistics import Count
 from tests.builders import ALICE, BOB, MALLORY, hold, now, rule
 from tests.smtp_server import SmtpServer
-from tests.web.test_api import CAROL, DOMAINS, client
+from tests.web.test_api import CAROL, DOMAINS, Client, client
 from tests.web_client import Answer, Site
 
 
@@ -41,6 +43,12 @@ def wrong(answer: Answer) -> list[str]:
     return [each["name"] for each in answer.json["errors"]]
 
 
+def start(site: Site, program: Client, body: Any) -> Any:
+    """Start a job now: it leaves out what is held later than the clock of the site."""
+    site.now = now()
+    return done(program.post("/jobs", body))
+
+
 def run(site: Site) -> None:
     site.now = max(site.now, now())
     run_mass_acts(site.parts, site.now)
@@ -55,13 +63,13 @@ def test_a_job_is_counted_started_and_followed(site: Site, relay: SmtpServer) ->
     held = [site.hold(recipients=(ALICE,)) for _ in range(3)]
     suspicious = site.hold(Tier.SUSPICIOUS, recipients=(ALICE,))
     program = client(site)
-    counted = done(program.post("/jobs", {**RELEASE, "dry_run": True}))
+    counted = start(site, program, {**RELEASE, "dry_run": True})
     assert (counted["job"], counted["count"], counted["total"]) == (None, 3, {"count": 3, "exact": True})
     assert counted["parts"] == [
         {"domain": "example.org", "tier": "spam", "state": "held", "count": 3, "obstacle": None}
     ]
     assert done(program.get("/jobs")) == {"jobs": []}
-    job = done(program.post("/jobs", RELEASE))["job"]
+    job = start(site, program, RELEASE)["job"]
     assert (job["act"], job["reason"], job["search"]) == ("release", "wrong rule", "?symbol=BAYES_SPAM&tier=spam")
     assert job["by"] == f"operator:{MALLORY}" and job["via"].startswith("api:")
     run(site)
@@ -72,7 +80,7 @@ def test_a_job_is_counted_started_and_followed(site: Site, relay: SmtpServer) ->
     assert done(program.get("/jobs"))["jobs"] == [shown]
     [entry] = site.store.audit.list(AuditFilter(act="job-started"), 9)
     assert entry.actor.via == job["via"] and "wrong rule" in entry.detail
-    more = done(program.post("/jobs", {**RELEASE, "max_tier": "dangerous", "dry_run": True}))
+    more = start(site, program, {**RELEASE, "max_tier": "dangerous", "dry_run": True})
     assert more["count"] == 1
     ended = program.post(f"/jobs/{job['id']}/pause", {})
     assert ended.status == 409 and "the job has ended" in ended.json["detail"]
@@ -82,7 +90,7 @@ def test_a_job_is_counted_started_and_followed(site: Site, relay: SmtpServer) ->
 def test_a_job_is_paused_resumed_and_cancelled(site: Site) -> None:
     held = site.hold(recipients=(ALICE,))
     program = client(site)
-    job = done(program.post("/jobs", {**RELEASE, "act": "delete"}))["job"]["id"]
+    job = start(site, program, {**RELEASE, "act": "delete"})["job"]["id"]
     assert done(program.post(f"/jobs/{job}/pause", {}))["status"] == "paused"
     run(site)
     assert site.state(held) is State.HELD
@@ -96,7 +104,7 @@ def test_failed_releases_are_retried_in_a_new_job(site: Site, relay: SmtpServer)
     held = site.hold(recipients=(ALICE,))
     program = client(site)
     relay.script["BODY"] = ["554 5.7.1 no"]
-    job = done(program.post("/jobs", RELEASE))["job"]["id"]
+    job = start(site, program, RELEASE)["job"]["id"]
     run(site)
     assert done(program.get(f"/jobs/{job}"))["failed"] == 1
     again = done(program.post(f"/jobs/{job}/retry", {}))
@@ -107,11 +115,11 @@ def test_failed_releases_are_retried_in_a_new_job(site: Site, relay: SmtpServer)
 
 def test_a_token_of_a_domain_starts_and_sees_jobs_of_that_domain_only(site: Site) -> None:
     both = hold(site.store, recipients=(ALICE, CAROL))
-    whole = done(client(site, owner=BOB).post("/jobs", {**RELEASE, "act": "restore"}))
+    whole = start(site, client(site, owner=BOB), {**RELEASE, "act": "restore"})
     assert whole["job"] is None, "there is nothing to do"
-    foreign = done(client(site, owner=BOB).post("/jobs", {**RELEASE, "act": "delete", "search": {"recipient": ALICE}}))
+    foreign = start(site, client(site, owner=BOB), {**RELEASE, "act": "delete", "search": {"recipient": ALICE}})
     program = client(site, Role.DOMAIN_ADMINISTRATOR, "example.net")
-    job = done(program.post("/jobs", {**RELEASE, "act": "delete"}))
+    job = start(site, program, {**RELEASE, "act": "delete"})
     assert [each["domain"] for each in job["parts"]] == ["example.net"]
     assert [each["id"] for each in done(program.get("/jobs"))["jobs"]] == [job["job"]["id"]]
     for path in ("", "/pause", "/cancel"):
@@ -136,6 +144,8 @@ def test_a_token_of_a_domain_starts_and_sees_jobs_of_that_domain_only(site: Site
         ({"reason": "a\x00b"}, "reason"),
         ({"search": {"tier": ["dangerous"]}}, "max_tier"),
         ({"dry_run": "yes"}, "dry_run"),
+        ({"act": "restore", "hold_back": True}, "hold_back"),
+        ({"act": "refuse", "notify": True}, "notify"),
     ],
 )
 def test_a_job_that_cannot_be_started_changes_nothing(site: Site, changed: dict[str, Any], name: str) -> None:
@@ -145,9 +155,18 @@ def test_a_job_that_cannot_be_started_changes_nothing(site: Site, changed: dict[
     assert done(program.get("/jobs")) == {"jobs": []}
 
 
+def test_messages_are_kept_out_of_digests_and_recipients_are_mailed_if_a_job_says_so(site: Site) -> None:
+    site.hold(recipients=(ALICE,))
+    job = start(site, client(site), {**RELEASE, "hold_back": True, "notify": True})["job"]
+    assert (job["hold_back"], job["notify"]) == (True, True)
+    mass = MassAct.from_json(site.store.jobs.get(UUID(job["id"])).arguments)
+    assert (mass.hold_back, mass.notify) == (True, True)
+
+
 def test_the_same_start_with_the_same_key_is_one_job(site: Site) -> None:
     site.hold(recipients=(ALICE,))
     program = client(site)
+    site.now = now()
     answers = [program.post("/jobs", RELEASE, headers={"Idempotency-Key": "k"}) for _ in range(2)]
     assert answers[0].body == answers[1].body and len(done(program.get("/jobs"))["jobs"]) == 1
 

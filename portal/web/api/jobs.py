@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated
@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator, Field
 
 from portal.batches.batch import Act
-from portal.batches.mass import ACTS, ENDED, DryRun, MassAct, Obstacle, Status, View
+from portal.batches.mass import ACTS, ENDED, HOLDING_BACK, MAILING, DryRun, MassAct, Obstacle, Status, View
 from portal.batches.mass_run import REASON_CHARS, MassActs
 from portal.model.errors import AlreadyDone, NotAllowed, NotFound
 from portal.model.message import State, Tier
@@ -36,6 +36,10 @@ _OF_ACT = "The token also needs the permission for what the job does, in one of 
 # ---- requests and answers
 
 
+def _for(acts: Collection[Act]) -> str:
+    return f"Only for {', '.join(sorted(acts))}."
+
+
 def _of_staff(act: str) -> str:
     if act not in ACTS:
         raise ValueError(f"use one of {', '.join(ACTS)}")
@@ -56,6 +60,14 @@ class JobRequest(Model):
     max_tier: Tier = Field(
         Tier.SPAM,
         description="Of a release: more harmful messages are left alone, so that none is released by mistake.",
+    )
+    hold_back: bool = Field(
+        False, description=f"Whether digests leave the messages out until the job has ended. {_for(HOLDING_BACK)}"
+    )
+    notify: bool = Field(
+        False,
+        description="Whether to mail each recipient the number of their messages and the reason afterwards. "
+        f"{_for(MAILING)}",
     )
     dry_run: bool = Field(False, description="Whether to count only, and change nothing.")
 
@@ -87,6 +99,8 @@ class JobDetail(Model):
     left: int
     per_minute: int
     outcomes: dict[str, int] = Field(description="The number of deliveries with each outcome.")
+    hold_back: bool
+    notify: bool
     retries: str | None = Field(description="The job whose failed releases this one tries again.")
 
 
@@ -121,6 +135,8 @@ def _detail(found: View) -> JobDetail:
         left=found.left,
         per_minute=found.per_minute,
         outcomes={outcome.value: count for outcome, count in sorted(found.progress.counts.items())},
+        hold_back=found.mass.hold_back,
+        notify=found.mass.notify,
         retries=str(found.mass.retries) if found.mass.retries else None,
     )
 
@@ -192,7 +208,17 @@ class JobRoutes:
         if body.dry_run or not found.count:
             return _started(found, None)
         query = urlencode(search.texts(), doseq=True)
-        mass = MassAct(act, wanted, query, found.count, body.reason, caller.member.person, token=caller.token)
+        mass = MassAct(
+            act,
+            wanted,
+            query,
+            found.count,
+            body.reason,
+            caller.member.person,
+            token=caller.token,
+            hold_back=body.hold_back,
+            notify=body.notify,
+        )
         job = self._masses.start(mass, caller.actor, uuid4(), timedelta())
         return _started(found, _detail(self._masses.get(job.id)))
 
@@ -232,6 +258,9 @@ def _searched(body: JobRequest) -> Search:
     search: Search = body.search
     if not search.texts():
         raise invalid(FieldProblem(name="search", detail="Name at least one criterion, like symbol or since."))
+    for name, chosen, acts in (("hold_back", body.hold_back, HOLDING_BACK), ("notify", body.notify, MAILING)):
+        if chosen and body.act not in acts:
+            raise invalid(FieldProblem(name=name, detail=_for(acts)))
     if body.act != Act.RELEASE:
         return search
     allowed = [tier for tier in Tier if tier not in body.max_tier.more_harmful]
