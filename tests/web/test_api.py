@@ -187,7 +187,9 @@ def test_each_token_reaches_what_the_matrix_says(site: Site, column: int) -> Non
         assert (site.delivery(dangerous), site.history(dangerous)) == before
 
 
-def test_no_token_and_no_cookie_opens_a_route(site: Site) -> None:
+def test_no_token_and_no_cookie_opens_a_route(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame, "REFUSALS_A_MINUTE", 1_000_000)
+    site = Site(site.parts)
     held = site.hold()
     secret = token_of(site)
     browser = site.signed_in(MALLORY)
@@ -201,12 +203,8 @@ def test_no_token_and_no_cookie_opens_a_route(site: Site) -> None:
             body = json.dumps({"ids": [name(held)]}).encode() if method == "POST" else b""
             for query in ("", f"?access_token={secret}", f"?token={secret}"):
                 answer = browser.request(method, path + query, body=body, headers=headers)
-                if answer.status == 429:
-                    continue  # so many wrong ones
                 assert answer.status == 401, (method, rule, authorization)
                 asked[authorization] = answer.header("WWW-Authenticate") or ""
-            site.app = Site(site.parts).app
-            browser.app = site.app
     assert asked[""] == "Bearer" and asked["Bearer qtn_" + "0" * 48] == 'Bearer error="invalid_token"'
     assert site.state(held) is State.HELD
 
