@@ -2,7 +2,7 @@
 
 A rule of a person is stored for the identity they are notified under, and holds for all addresses that only they read.
 A rule of a role mailbox is stored for the mailbox, and all its readers may change it. Rules of domains and the site are
-made by operators only.
+made by operators, and by tokens of the API whose role permits it.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class StaffSettings(Section):
     )
     networks: Annotated[tuple[Network, ...], BeforeValidator(words)] = Field(
         (),
-        description="Networks from which the console can be used, in CIDR notation. Default: all. Elsewhere its pages "
-        "are answered with 404.",
+        description="Networks from which the console and the API can be used, in CIDR notation. Default: all. "
+        "Elsewhere their addresses are answered with 404.",
     )
     groups: Groups = Field(
         {},
