@@ -102,7 +102,8 @@ class SqlNotes(Notes):
             raise
 
     def counters(self) -> Mapping[str, float]:
-        self._write_counts()
+        with suppress(QuarantineError):  # what is written can be read although the disk is full
+            self._write_counts()
         with self._engine.reading() as session:
             rows = session.many("select name, value from setting where name like :names", names=_COUNTER + "%")
         return {name.removeprefix(_COUNTER): float(value) for name, value in rows}
