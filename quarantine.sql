@@ -225,7 +225,8 @@ begin
         method text not null default 'mailed-link',  -- Method.name
         method_subject text not null default '',  -- Method.subject
         method_session text not null default '',  -- Method.session
-        authenticated_at timestamptz  -- when the person last proved who they are; null: not known
+        authenticated_at timestamptz,  -- when the person last proved who they are; null: not known
+        factor_given boolean not null default false  -- the second factor, for the console
     );
     create index on session (used_at);
     create index on session (method, method_subject) where method_subject <> '';
@@ -349,6 +350,17 @@ begin
         expires_at timestamptz not null,
         used_at timestamptz,
         revoked_at timestamptz
+    );
+
+    create table second_factor (  -- of staff, see portal/model/second_factor.py
+        person text primary key,  -- identity
+        salt bytea not null,
+        key_fingerprint text not null,  -- of the link key from which the secret is derived
+        created_at timestamptz not null,
+        recovery text not null,  -- hashes of the recovery codes that were not used, with spaces between them
+        last_step bigint not null default 0,  -- of the last right code
+        tries int not null default 0,  -- wrong codes since tries_since
+        tries_since timestamptz
     );
 
     create table vote (  -- what people say that messages are, see portal/model/vote.py

@@ -15,6 +15,7 @@ from portal.model.errors import RelayRefused
 from portal.model.from_header import parse
 from portal.model.message import Actor, ActorKind, Body, Export, Reader, Start, Symbol, Tier, identity, new_id
 from portal.model.rule import Effect, Rule
+from portal.model.second_factor import SecondFactor, recovery_hash
 from portal.stores import LEASE, Store
 from portal.stores.contracts import NO_STARTS
 from portal.stores.records import Digest, Held, Unsent
@@ -134,6 +135,14 @@ def digesting(
         store.digests.settle([], [Unsent(digest, again)], now)
         raise
     store.digests.settle([digest], [], now)
+
+
+def second_factor(person: str) -> SecondFactor:
+    """Return a second factor, always the same one for a person, with two recovery codes."""
+    recovery = (recovery_hash("aaaa-bbbb-cccc-dddd"), recovery_hash("eeee-ffff-gggg-hhhh"))
+    return SecondFactor(
+        person, person.encode().ljust(16)[:16], "0123456789abcdef", datetime(2026, 1, 2, tzinfo=UTC), recovery
+    )
 
 
 def rule(sender: str = "example.net", effect: str = "block", scope: str = ALICE, **overrides: Any) -> Rule:

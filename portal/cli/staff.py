@@ -1,4 +1,4 @@
-"""The commands ``quarantine staff …``: who has which role."""
+"""The commands ``quarantine staff …``: who has which role, and second factors."""
 
 from __future__ import annotations
 
@@ -79,6 +79,21 @@ def remove(address: str, role: str, host: str | None) -> None:
         except BadGrant as error:
             raise NotDone(f"{error} `quarantine staff list` shows all roles.") from error
     click.echo(f"{_line(address, role, host)}: removed")
+
+
+@staff.command("reset-second-factor")
+@click.argument("address", type=FILLED, metavar="ADDRESS")
+@guarded
+def reset_second_factor(address: str) -> None:
+    """Remove the second factor of a person who lost it, and sign them out of the console.
+
+    They set up a new one when they sign in.
+    """
+    with open_parts() as parts:
+        is_reset = parts.staff.reset_factor(address, current_operator())
+    if not is_reset:
+        raise NotDone(f"{shown_address(identity(address))} has no second factor: check the address")
+    click.echo(f"{shown_address(identity(address))}: second factor removed")
 
 
 def _line(address: str, role: str, host: str | None) -> str:

@@ -26,6 +26,10 @@ class Act(StrEnum):
     ROLE_REMOVED = "role-removed"
     TOKEN_CREATED = "token-created"  # noqa: S105 - an API token, no password
     TOKEN_REVOKED = "token-revoked"  # noqa: S105
+    SECOND_FACTOR_SET = "second-factor-set"  # a new one, or new recovery codes
+    SECOND_FACTOR_RESET = "second-factor-reset"  # it was removed
+    SECOND_FACTOR_REFUSED = "second-factor-refused"  # so many wrong codes that no more are compared for a while
+    RECOVERY_CODE_USED = "recovery-code-used"
     PREFERENCES_SET = "preferences-set"
     DIGESTS_STOPPED = "digests-stopped"
     DIGESTS_RESUMED = "digests-resumed"

@@ -1,4 +1,5 @@
-"""Signed links, cookies, form tokens and marks on the portal's own messages. The only user of itsdangerous.
+"""Signed links, cookies, form tokens and marks on the portal's own messages, and secrets of authenticator apps: what is
+made with the link keys. The only user of itsdangerous.
 
 A link's token signs one *action* (each has its own salt) and one delivery – or, for `PREFERENCES`, `SEVERAL`,
 `FORWARDED` and `OPEN`, one digest and therefore its recipient – over packed bytes: 31 characters, a dot, 43 characters
@@ -43,6 +44,7 @@ _TOKEN = re.compile(TOKEN_PATTERN, re.ASCII)
 _SIGNATURE_OCTETS = hashlib.sha256().digest_size
 _CLOCK_STEP = timedelta(minutes=5)  # a token's timestamp may be this far in the future
 _DEVICE_RECIPIENTS = 8  # the most recipients in one device cookie
+_TOTP_OCTETS = 20  # as RFC 4226, 4 recommends; more is not accepted by all apps
 _HASH_CHARACTERS = 16  # of a recipient in a device cookie
 
 
@@ -160,6 +162,20 @@ class Links:
         if reader == recipient and len(names) == 1:
             return False
         return any(hmac.compare_digest(link.reader, _reader_hash(name, key)) for name in names for key in self._keys)
+
+    # ---- the second factor of staff
+
+    def totp_secret(self, person: str, salt: bytes, fingerprint: str) -> bytes | None:
+        """Return the secret of a person's authenticator app, None if this portal has no key of this fingerprint.
+
+        It is derived and not stored, so that a copy of the database does not disclose it. ``fingerprint``: one of
+        `fingerprints`; the newest key is for new secrets. ``person``: identity.
+        """
+        keys = dict(zip(self.fingerprints(), self._keys, strict=True))
+        if fingerprint not in keys:
+            return None
+        derived = hmac.digest(keys[fingerprint], b"quarantine totp " + salt + person.encode(), "sha256")
+        return derived[:_TOTP_OCTETS]
 
     # ---- the device cookie: browsers in which a button was pressed for a recipient
 

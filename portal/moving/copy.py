@@ -101,10 +101,10 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     """Copy all data from ``source`` to ``target``, which is empty or has data of earlier runs.
 
     Both may be in use at the same time. If a delivery was changed in both, the later change is kept. People's
-    preferences and roles, and changes of rules that were copied before, are copied from the source until the digest
-    process runs on the target. Raises StoreUnusable, with nothing changed, if both are the same store or the target has
-    other messages; also if a body that is read back from the target differs. Raises StoreUnavailable if either store
-    stops working.
+    preferences, roles and second factors, and changes of rules that were copied before, are copied from the source
+    until the digest process runs on the target. Raises StoreUnusable, with nothing changed, if both are the same store
+    or the target has other messages; also if a body that is read back from the target differs. Raises StoreUnavailable
+    if either store stops working.
     """
     _check_stores(source, target)
     in_use = _is_in_use(source, target)
@@ -137,6 +137,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     _copy_domains(source, target)
     if not in_use:
         target.staff.replace_all(source.staff.all())
+        target.second_factors.replace_all(source.second_factors.all())
     target.tokens.import_records(source.tokens.all())
     _copy_rules(source, target, done, replace_changed=not in_use)
     _copy_audit(source, target)

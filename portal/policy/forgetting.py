@@ -128,6 +128,7 @@ class Forgetting:
         for token in self.store.tokens.all():
             if token.owner == recipient:
                 self.store.tokens.revoke(token.id, actor, now)
+        self.staff.reset_factor(recipient, actor)
         self.store.recipients.forget(recipient, now)
         for rule in self._rules(leaver.identities, now):
             with suppress(AlreadyDone):

@@ -24,6 +24,7 @@ from portal.policy.domains import Domains
 from portal.settings import Settings
 from portal.stores import Store
 from portal.stores.lifecycle import SESSION_MAX
+from portal.stores.records import Method
 
 log = logging.getLogger("quarantine.staff")
 
@@ -186,6 +187,46 @@ class Staff:
         if found or any(grant.source == source for grant in self.store.staff.of(person)):
             self.store.staff.put_groups(person, source, found, now)
             log.info("roles by groups person=%s source=%s count=%d", person, source, len(found))
+            self._remove_unused_factor(person, Actor(ActorKind.OPERATOR, "groups", source))
+
+    # ---- their second factor
+
+    def needs_factor(self, method: Method, *, has_factor: bool) -> bool:
+        """Return whether the console asks for a second factor in a session that began with this method.
+
+        ``has_factor``: whether the person has set one up.
+        """
+        return not method.has_own_factor and (has_factor or self.settings.staff.second_factor)
+
+    def resettable(self, by: Member, grants: Sequence[Grant]) -> Sequence[str]:
+        """Return the other people whose second factor a person may remove. ``grants``: all roles."""
+        people = (factor.person for factor in self.store.second_factors.all() if factor.person != by.person)
+        return [each for each in people if self._may_reset(by, Member(each, _of(each, grants)))]
+
+    def _may_reset(self, by: Member, protected: Member) -> bool:
+        """Return whether a person could give all the roles that somebody's second factor protects."""
+        return bool(protected.grants) and all(
+            self.may_give(by, each.role, each.domain, protected.person) for each in protected.grants
+        )
+
+    def reset_factor(self, person: str, actor: Actor, by: Member | None = None) -> bool:
+        """Remove the second factor of a person, and end their use of the console. Return False if there is none.
+
+        ``by`` as in `give`. Raises NotAllowed.
+        """
+        person = identity(person.strip())
+        if by is not None and not self._may_reset(by, self.member(person)):
+            raise NotAllowed("this member of staff may not reset the second factor of this person")
+        is_removed = self.store.second_factors.reset(person, actor, self.now())
+        if is_removed:
+            log.info("second factor reset person=%s by=%s", person, actor.who)
+        return is_removed
+
+    def _remove_unused_factor(self, person: str, actor: Actor) -> None:
+        """Remove the second factor of a person without roles: it protects nothing, and its phone may be lost until
+        they get another role."""
+        if not self.member(person).grants:
+            self.reset_factor(person, actor)
 
     # ---- what they may do
 
@@ -268,9 +309,9 @@ class Staff:
             return rights.index(self.domains.of(host).release[_TIER[permission]]) <= rights.index(_STRICTEST[role])
         return True
 
-    def visible(self, member: Member) -> Sequence[Grant]:
-        """Return the roles that a person may see: those in effect where they may read the audit."""
-        return [grant for grant in self.all() if self.may(member, Permission.READ_AUDIT, grant.domain)]
+    def visible(self, member: Member, grants: Sequence[Grant]) -> Sequence[Grant]:
+        """Return those of all roles that a person may see: where they may read the audit."""
+        return [grant for grant in grants if self.may(member, Permission.READ_AUDIT, grant.domain)]
 
     # ---- giving and removing roles
 
@@ -330,6 +371,7 @@ class Staff:
         if not is_removed:
             raise BadGrant(N_("This person does not have this role."))
         log.info("role removed person=%s role=%s domain=%s by=%s", person, role, host or "all", actor.who)
+        self._remove_unused_factor(person, actor)
 
     def _checked_person(self, address: str) -> str:
         person = identity(address.strip())
@@ -353,3 +395,7 @@ class Staff:
         if host != EVERYWHERE and not self.domains.is_local(host):
             raise BadGrant(N_("This is not a local domain."))
         return host
+
+
+def _of(person: str, grants: Sequence[Grant]) -> tuple[Grant, ...]:
+    return tuple(grant for grant in grants if grant.person == person)

@@ -66,6 +66,12 @@ class StaffSettings(Section):
         False, description="Whether the help desk may read the texts and attachments of messages."
     )
 
+    second_factor: bool = Field(
+        False,
+        description="Whether the console asks everybody for a second factor, except after signing in with OpenID "
+        "Connect, whose provider asks. Without it only those are asked who have set one up.",
+    )
+
     @field_validator("administrators")
     @classmethod
     def _addresses(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:

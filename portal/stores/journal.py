@@ -1,5 +1,5 @@
 """Lines of the file store's audit journal: actions on deliveries, recipients' preferences, rules, values of domains,
-roles of staff, API tokens, and statistics.
+roles and second factors of staff, API tokens, and statistics.
 
 If the SQLite file is lost, it is rebuilt from the mail files (`files.reindex`). The journal has the data that is not in
 the mail files, one JSON object per line. Lines are snapshots, not steps: replaying them in order is idempotent and ends
@@ -28,6 +28,8 @@ with the state of the last line.
     {"at": …, "kind": "token", "id": …, "secret_sha256": "…", "name": …, "owner": …, "role": "help-desk", "domain": "",
      "scope": "read", "created_at": …, "by": {"who": …, "via": …, "address": …}, "expires_at": …, "used_at": null,
      "revoked_at": null}
+    {"at": …, "kind": "second-factor", "person": …,
+     "factor": {"salt": "0011…", "key": …, "created_at": …, "recovery": [hash, …]}}  or null
     {"at": …, "kind": "statistics", "day": "2026-01-31", "counts": [["example.org", "tier", "held", "spam", 12], …]}
 """
 
@@ -43,6 +45,7 @@ from portal.model.audit import AuditEntry
 from portal.model.domain_value import DomainValue
 from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Flag, Message, Tier, identity
 from portal.model.rule import Effect, Rule
+from portal.model.second_factor import SecondFactor
 from portal.model.staff import Grant, Role
 from portal.model.statistics import Count
 from portal.model.token import Scope, Token
@@ -304,6 +307,27 @@ def grants_of(line: dict[str, Any]) -> list[Grant]:
         )
         for each in line["roles"]
     ]
+
+
+def second_factor_line(person: str, factor: SecondFactor | None) -> dict[str, Any]:
+    """Return the line with a person's second factor, None if it was removed. The secret of the app is not in it."""
+    made = factor and {
+        "salt": factor.salt.hex(),
+        "key": factor.key,
+        "created_at": factor.created_at.isoformat(),
+        "recovery": list(factor.recovery),
+    }
+    return {"kind": "second-factor", "person": person, "factor": made}
+
+
+def second_factor_of(line: dict[str, Any]) -> SecondFactor | None:
+    """Return the factor of a `second_factor_line`. Raises KeyError, ValueError, TypeError if it is malformed."""
+    made = line["factor"]
+    if made is None:
+        return None
+    recovery = tuple(map(str, made["recovery"]))
+    created_at = parse_time(made["created_at"])
+    return SecondFactor(str(line["person"]), bytes.fromhex(made["salt"]), str(made["key"]), created_at, recovery)
 
 
 def token_line(token: Token) -> dict[str, Any]:

@@ -44,6 +44,8 @@ WRONG_CODES_OF_ALL_MAX = 1000
 SIGN_INS_KEPT = timedelta(days=1)  # the limits count an hour back
 PASSWORD_TRIES_KEPT = timedelta(hours=2)  # the limits count an hour back
 IDEMPOTENCY_KEPT = timedelta(days=1)
+FACTOR_TRIES_MAX = 5  # wrong codes of a person in `FACTOR_TRIES_WINDOW`
+FACTOR_TRIES_WINDOW = timedelta(minutes=15)  # from the first one
 SESSION_IDLE = timedelta(hours=12)
 SESSION_MAX = timedelta(days=7)
 STAFF_IDLE = timedelta(minutes=30)  # after a sign-in or a page of the console

@@ -318,6 +318,11 @@ class Method:
     subject: str = ""  # the provider's name of the person, "" for methods without one
     session: str = ""  # the provider's name of its session
 
+    @property
+    def has_own_factor(self) -> bool:
+        """True if the method asks staff for a second factor itself: providers do, and password servers do not."""
+        return self.name.startswith("oidc:")
+
 
 MAILED_LINK = Method()
 
@@ -367,6 +372,8 @@ class SignedIn:
     staff_until: datetime | None  # the end of its use of the console, None if it was ended
     has_role: bool  # whether the store has a role of the recipient
     method: Method = MAILED_LINK
+    has_factor: bool = False  # whether the recipient has set up a second factor
+    factor_given: bool = False  # whether it was given in this session
 
 
 @dataclass(frozen=True, slots=True)

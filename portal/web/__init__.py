@@ -28,6 +28,7 @@
     domains   values of domains, for staff
     staff     roles of staff
     tokens    API tokens of staff
+    second_factor  the second factor of staff
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
     api/      the API for programs
@@ -63,7 +64,7 @@ from portal.web.auth.page import SignInPage
 from portal.web.auth.password import PasswordSignIn
 from portal.web.auth.proxy import ProxySignIn
 from portal.web.auth.session import Sessions
-from portal.web.console import Console
+from portal.web.console import SECOND_FACTOR, Console
 from portal.web.console_acts import ConsoleActs
 from portal.web.console_message import ConsoleMessage
 from portal.web.console_requests import ConsoleRequests
@@ -87,6 +88,7 @@ from portal.web.recipients import RecipientPages
 from portal.web.repair import repaired
 from portal.web.request import Environ, Request
 from portal.web.rules import RulePages
+from portal.web.second_factor import SecondFactorPages
 from portal.web.selected_senders import SelectedSenders
 from portal.web.selection import Selections
 from portal.web.sessions import SessionPages
@@ -185,7 +187,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console_message = ConsoleMessage(pages, console, formatted, downloads)
     requests = ConsoleRequests(pages, console)
     console_acts = ConsoleActs(pages, console, console_message, mailed)
-    staff, tokens = StaffPages(pages, console), TokenPages(pages, console)
+    staff, second_factor = StaffPages(pages, console), SecondFactorPages(pages, console, sessions)
+    tokens = TokenPages(pages, console)
     audit, domains = AuditPages(pages, console), DomainPages(pages, console)
     statistics = StatisticsPages(pages, console)
     recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
@@ -276,6 +279,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("GET", "/admin/tokens", console.route(Permission.READ_AUDIT, tokens.show)),
         ("POST", "/admin/tokens", console.route(Permission.MANAGE_STAFF, tokens.change, "/admin/tokens")),
+        ("GET", SECOND_FACTOR, console.route(Permission.SEE_ENVELOPE, second_factor.show, factor=False)),
+        ("POST", SECOND_FACTOR, console.route(Permission.SEE_ENVELOPE, second_factor.act, SECOND_FACTOR, factor=False)),
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
         ("POST", "/admin/audit/export", console.route(Permission.READ_AUDIT, audit.export, "/admin/audit")),
         ("POST", "/admin/staff", console.route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),

@@ -8,7 +8,8 @@ request passes in this order:
 3. They have a role now, by store and settings. Others get 404: recipients need not know of the console.
 4. They signed in, or used the console, within the last 30 minutes. Otherwise 303 to the sign-in page. The recipient's
    own pages still work in their session.
-5. A role permits what the route is for, for at least one domain, else 403. The handler checks the domain.
+5. They gave their second factor in this session, if they need one (`Staff.needs_factor`). Otherwise 303 to its page.
+6. A role permits what the route is for, for at least one domain, else 403. The handler checks the domain.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from portal.web.request import Request
 
 HOME = "/admin/"
 REQUESTS = "/admin/requests"
+SECOND_FACTOR = "/admin/second-factor"
 REQUESTS_COUNTED = 1000
 _COUNT_SECONDS = 10
 
@@ -120,28 +122,32 @@ class Console:
         self._store = pages.parts.store
         self.open_requests = OpenRequests(pages.parts.store)
 
-    def route(self, permission: Permission, handler: StaffHandler, page: str = HOME) -> Callable[..., HTTPResponse]:
+    def route(
+        self, permission: Permission, handler: StaffHandler, page: str = HOME, *, factor: bool = True
+    ) -> Callable[..., HTTPResponse]:
         """Return the handler of a route, which calls ``handler`` for members of staff with this permission only.
 
-        ``page``: for a posted form, the page to show after signing in if the session has ended.
+        ``page``: for a posted form, the page to show after signing in if the session has ended. ``factor``: False only
+        for the page where the second factor is given.
         """
 
         def checked(request: Request, **named: str) -> HTTPResponse:
-            return handler(request, self._member(request, permission, page), **named)
+            return handler(request, self._member(request, permission, page, factor=factor), **named)
 
         return checked
 
     def check_fresh(self, request: Request, staff: StaffSession, page: str) -> None:
         """Raise a 303 to the sign-in page unless the person proved at most `FRESH` ago who they are.
 
-        For acts with far-reaching effects. ``page``: what is shown after signing in; nothing is done then.
+        For acts with far-reaching effects. The second factor is as new, since it was given in this session. ``page``:
+        what is shown after signing in; nothing is done then.
         """
         if not staff.session.is_fresh(self._pages.now()):
             raise self._sessions.to_sign_in(request, page, "fresh")
 
     def page(self, request: Request, staff: StaffSession, name: str, status: int = 200, **values: Any) -> HTTPResponse:
         """Return the page ``templates/web/admin/NAME.html``, which extends ``web/admin/base.html``."""
-        menu, submenu = self._menus(request, staff)
+        menu, submenu = ([], []) if self.lacks_factor(staff.session) else self._menus(request, staff)
         return self._pages.page(
             request,
             f"admin/{name}",
@@ -191,7 +197,12 @@ class Console:
 
     # ---- checks
 
-    def _member(self, request: Request, permission: Permission, page: str) -> StaffSession:
+    def lacks_factor(self, session: Session) -> bool:
+        """Return whether a session must not use the console before its second factor was given."""
+        is_needed = self._staff.needs_factor(session.method, has_factor=session.has_factor)
+        return is_needed and not session.factor_given
+
+    def _member(self, request: Request, permission: Permission, page: str, *, factor: bool) -> StaffSession:
         if not self._sessions.is_staff_network(request):
             raise HTTPError(404)
         if request.method == "POST":
@@ -204,6 +215,8 @@ class Console:
         now = self._pages.now()
         if session.staff_until is None or session.staff_until <= now:
             raise self._sessions.to_sign_in(request, page, "console")
+        if factor and self.lacks_factor(session):
+            raise self._sessions.keep_destination(self._pages.see_other(SECOND_FACTOR), page)
         self._extend(session, now)
         if not self._staff.reach(member, permission):
             raise self.forbidden(request)

@@ -20,6 +20,7 @@ _TYPED_CHARS = 254  # as in the form
 _RESULT_TEXTS = {
     "given": N_("Role given."),
     "known": N_("This person has this role already."),
+    "reset": N_("Second factor reset. The person is signed out of the console."),
     "removed": N_("Role removed. The person is signed out of the console."),
 }
 
@@ -50,8 +51,10 @@ class StaffPages:
         return self._page(request, staff)
 
     def change(self, request: Request, staff: StaffSession) -> HTTPResponse:
-        """POST /admin/staff: give or remove a role, then redirect (303) to the page with the result."""
+        """POST /admin/staff: give or remove a role, or reset a second factor, then redirect (303) to the page."""
         self._console.check_fresh(request, staff, PATH)
+        if request.form("change") == "reset-second-factor":
+            return self._reset_factor(request, staff)
         address, host, actor = request.form("address"), request.form("domain"), staff.actor
         try:
             role = Role(request.form("role"))
@@ -69,7 +72,17 @@ class StaffPages:
             return self._page(request, staff, 400, error=str(error))
         return self._pages.see_other(f"{PATH}?done={done}")
 
+    def _reset_factor(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        try:
+            is_reset = self._staff.reset_factor(request.form("address"), staff.actor, staff.member)
+        except NotAllowed:
+            return self._console.forbidden(request)
+        if not is_reset:
+            return self._page(request, staff, 400, error=N_("This person has no second factor."))
+        return self._pages.see_other(f"{PATH}?done=reset")
+
     def _page(self, request: Request, staff: StaffSession, status: int = 200, error: str = "") -> HTTPResponse:
+        grants = self._staff.all()
         choices = self._staff.may_be_given(staff.member)
         roles, hosts = dict.fromkeys(role for role, _ in choices), dict.fromkeys(host for _, host in choices)
         return self._console.page(
@@ -79,7 +92,10 @@ class StaffPages:
             status,
             result=_RESULT_TEXTS.get(request.query("done"), ""),
             error=error,
-            rows=[self._row(request, staff, grant) for grant in self._staff.visible(staff.member)],
+            rows=[self._row(request, staff, grant) for grant in self._staff.visible(staff.member, grants)],
+            protected=[(person, shown_address(person)) for person in self._staff.resettable(staff.member, grants)]
+            if choices
+            else [],
             roles=[(role.value, ROLE_NAMES[role], ROLE_SUMMARIES[role]) for role in roles],
             domains=[(host, shown_domain(host)) for host in sorted(hosts)],
             typed={

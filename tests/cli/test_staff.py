@@ -10,10 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from portal.cli import checks, main
+from portal.model.audit import AuditFilter
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.settings import load
 from portal.stores import Store
-from tests.builders import ALICE, BOB, BY_OPERATOR, now
+from tests.builders import ALICE, BOB, BY_OPERATOR, now, second_factor
 from tests.contract.helpers import SESSION
 
 Run = Callable[..., Result]
@@ -59,6 +60,20 @@ def test_roles_are_given_listed_and_removed(run: Run, store: Store) -> None:
     assert session and session.staff_until is None and session.has_role
     assert run("remove", BOB, "domain-administrator", "--domain", "münchen.example").exit_code == 0
     assert store.staff.all() == []
+
+
+def test_a_lost_second_factor_is_reset(run: Run, store: Store) -> None:
+    store.sign_ins.start_session(SESSION, BOB, now())
+    store.second_factors.put(second_factor(BOB), "", SESSION, BY_OPERATOR, now())
+    session = store.sign_ins.session(SESSION, now())
+    assert session and (session.has_factor, session.factor_given) == (True, True)
+    assert run("reset-second-factor", "Bob@Example.org").output == "bob@example.org: second factor removed\n"
+    session = store.sign_ins.session(SESSION, now())
+    assert session and (session.has_factor, session.factor_given, session.staff_until) == (False, False, None)
+    again = run("reset-second-factor", BOB)
+    assert (again.exit_code, again.output) == (1, "bob@example.org has no second factor: check the address\n")
+    [entry] = store.audit.list(AuditFilter(act="second-factor-reset"), 9)
+    assert entry.subject == BOB and entry.actor.via != "console"
 
 
 def test_check_reports_roles_that_nobody_can_use(run: Run, store: Store, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from portal.stores.contracts import Messages
 from portal.stores.files.messages import FileMessages
 from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.records import Held, Record
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now, rule
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now, rule, second_factor
 from tests.contract.test_tokens import token
 from tests.databases import Databases
 from tests.paths import ROOT
@@ -98,6 +98,7 @@ def everything(store: Store) -> dict[str, object]:
         "audit": store.audit.records(None, 1000),
         "staff": store.staff.all(),
         "tokens": store.tokens.all(),
+        "second factors": store.second_factors.all(),
         "statistics": store.statistics.records(None),
         "found": [store.deliveries.search(Filter(recipient=person), 100) for person in (ALICE, "carol@example.org")],
     }
@@ -153,6 +154,8 @@ def fill(store: Store) -> list[Held]:
     store.staff.give(Grant(BOB, Role.AUDITOR, EVERYWHERE, now(), BY_OPERATOR))
     for days in (1, 30):
         store.tokens.add(token(days=days))
+    for person in (ALICE, BOB):
+        store.second_factors.put(second_factor(person), "", b"s" * 32, BY_OPERATOR, now())
     store.statistics.close(now().date())
     store.notes.set_default("links.key", "0123456789abcdef")
     return held
@@ -212,6 +215,7 @@ def test_mail_and_changes_during_a_copy_are_copied_by_the_next_run(
     source.rules.add([rule("another.example")], now())
     source.staff.remove(BOB, Role.AUDITOR, EVERYWHERE, BY_OPERATOR, now())
     source.tokens.revoke(source.tokens.all()[0].id, BY_OPERATOR, now())
+    source.second_factors.reset(BOB, BY_OPERATOR, now())
     result = run_copy(*urls)
     assert "copied 0 messages" in result.output
     assert everything(target) == everything(source)

@@ -31,7 +31,7 @@ from portal.stores.files.store import FileStore
 from portal.stores.journal import person_line
 from portal.stores.records import Person
 from portal.stores.shared.recipients import choices
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now, rule
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now, rule, second_factor
 from tests.contract.test_tokens import token
 from tests.moving.test_copy import everything, fill, fill_rules, release
 from tests.paths import ROOT
@@ -282,6 +282,9 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     store.staff.remove(ALICE, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR, now())
     store.tokens.add(revoked := token())
     store.tokens.revoke(revoked.id, BY_OPERATOR, now())
+    for person in (ALICE, BOB):
+        store.second_factors.put(second_factor(person), "", b"s" * 32, BY_OPERATOR, now())
+    store.second_factors.reset(BOB, BY_OPERATOR, now())
     counts = [Count("", "total", "2020-01-01", "held", "", 7)]
     store.statistics.import_records(date(2020, 1, 1), counts)
     today = next((folder / "journal").glob("*.jsonl"))
@@ -292,9 +295,9 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     store.purge(now() - timedelta(days=30), now())
     before, values = store.rules.records(None, 99), store.domains.records(None, 99)
     audit, staff, tokens = store.audit.records(None, 99), store.staff.all(), store.tokens.all()
-    assert (
-        len(lines(folder)) == len(before) + len(values) + len(audit) + len(staff) + len(tokens) + 1
-    )  # today not again
+    factors = store.second_factors.all()
+    current = (before, values, audit, staff, factors, tokens)
+    assert len(lines(folder)) == sum(map(len, current)) + 1  # today not again
     store.close()
     assert "changes of rules" in run().output
     assert open_store().rules.records(None, 99) == before
@@ -302,6 +305,7 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     assert open_store().audit.records(None, 99) == audit != []
     assert open_store().staff.all() == staff != []
     assert open_store().tokens.all() == tokens != []
+    assert open_store().second_factors.all() == factors == [second_factor(ALICE)]
     assert open_store().statistics.records(None) == (date(2020, 1, 1), counts)
 
 

@@ -238,6 +238,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
             "admin/audit",
             "admin/tokens",
             "api/v1/",
+            "admin/second-factor",
             "sign-in?ended=console",
         ),
         "admin/requests",

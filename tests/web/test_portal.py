@@ -670,6 +670,8 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/admin/staff"): (303, 404, 404),
     ("GET", "/admin/tokens"): (303, 404, 404),
     ("POST", "/admin/tokens"): (303, 404, 404),
+    ("GET", "/admin/second-factor"): (303, 404, 404),
+    ("POST", "/admin/second-factor"): (303, 404, 404),
     ("GET", "/admin/audit"): (303, 404, 404),
     ("POST", "/admin/audit/export"): (303, 404, 404),
     ("GET", "/api/v1"): (303, 303, 303),

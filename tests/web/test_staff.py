@@ -74,6 +74,8 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "/admin/staff"): (303, 404, 303, 303, 403, 403, 403),
     ("GET", "/admin/tokens"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/tokens"): (303, 404, 400, 400, 403, 403, 403),
+    ("GET", "/admin/second-factor"): (303, 404, 200, 200, 200, 200, 200),
+    ("POST", "/admin/second-factor"): (303, 404, 303, 303, 303, 303, 303),
     ("GET", "/admin/audit"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/audit/export"): (303, 404, 200, 200, 200, 403, 200),
 }
@@ -231,7 +233,9 @@ def test_pages_of_the_console_are_shown_after_signing_in(page: str) -> None:
     assert _DESTINATION.fullmatch(page)
 
 
-@pytest.mark.parametrize("page", ["/admin//evil.example", "/admin/..%2f", "/adminx/", "//admin/"])
+@pytest.mark.parametrize(
+    "page", ["/admin//evil.example", "/admin/../../evil", "/admin/..", "/admin/..%2f", "/adminx/", "//admin/"]
+)
 def test_other_addresses_are_not(page: str) -> None:
     assert not _DESTINATION.fullmatch(page)
 

@@ -29,7 +29,7 @@ from portal.stores.contracts.mail import NO_STARTS, Deliveries, Messages
 from portal.stores.contracts.passwords import PasswordTries
 from portal.stores.contracts.people import Digests, Recipients, SignIns
 from portal.stores.contracts.policy import DomainValues, Rules, Votes
-from portal.stores.contracts.staff import StaffRoles
+from portal.stores.contracts.staff import SecondFactors, StaffRoles
 from portal.stores.contracts.statistics import Statistics
 from portal.stores.contracts.tokens import ApiTokens
 from portal.stores.contracts.work import Jobs, Notes, Outbox
@@ -51,6 +51,7 @@ __all__ = [
     "PasswordTries",
     "Recipients",
     "Rules",
+    "SecondFactors",
     "SignIns",
     "StaffRoles",
     "Statistics",
@@ -81,6 +82,7 @@ class Store(ABC):
     audit: Audit
     staff: StaffRoles
     tokens: ApiTokens
+    second_factors: SecondFactors
     statistics: Statistics
     notes: Notes
 

@@ -1,12 +1,13 @@
-"""The contract of roles of staff."""
+"""The contracts of roles and second factors of staff."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from portal.model.message import Actor
+from portal.model.second_factor import FactorOutcome, SecondFactor
 from portal.model.staff import Grant, Role
 
 
@@ -47,3 +48,51 @@ class StaffRoles(ABC):
     @abstractmethod
     def replace_all(self, grants: Sequence[Grant]) -> None:
         """Replace all roles by those of another store, except roles by groups. Durable on return."""
+
+
+class SecondFactors(ABC):
+    """The second factors that people have set up, at most one each."""
+
+    @abstractmethod
+    def get(self, person: str) -> SecondFactor | None:
+        """Return the second factor of a person, None if there is none."""
+
+    @abstractmethod
+    def all(self) -> Sequence[SecondFactor]:
+        """Return the second factors of all people, ordered by person."""
+
+    @abstractmethod
+    def put(self, factor: SecondFactor, replaces: str, session_sha256: bytes, actor: Actor, now: datetime) -> bool:
+        """Set up a second factor, or change the recovery codes. Durable on return.
+
+        ``replaces``: the `SecondFactor.version` of the present one, "" for none. Return False, with nothing changed, if
+        this is not the present one any more. The factor counts as given in this session of the person, and in no other
+        if its secret is new.
+        """
+
+    @abstractmethod
+    def check(
+        self,
+        person: str,
+        session_sha256: bytes,
+        step_of: Callable[[SecondFactor], int | None],
+        recovery_sha256: str,
+        actor: Actor,
+        now: datetime,
+    ) -> FactorOutcome:
+        """Compare a code; if it is right, the factor counts as given in this session. Durable on return.
+
+        ``step_of``: returns the time step whose code was typed, None if no such code is valid now. A step that is not
+        later than the last one is refused, so that each code works once. ``recovery_sha256``: of the recovery code
+        that was typed, "" if none was; it is used up. After `lifecycle.FACTOR_TRIES_MAX` wrong codes within
+        `lifecycle.FACTOR_TRIES_WINDOW` no code is compared, in no process.
+        """
+
+    @abstractmethod
+    def reset(self, person: str, actor: Actor, now: datetime) -> bool:
+        """Remove the second factor of a person, and end the use of the console in all their sessions. Durable on
+        return. Return False if there is none."""
+
+    @abstractmethod
+    def replace_all(self, factors: Sequence[SecondFactor]) -> None:
+        """Replace all second factors by those of another store. Durable on return."""

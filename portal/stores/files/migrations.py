@@ -76,6 +76,7 @@ ALTER TABLE session ADD COLUMN method TEXT NOT NULL DEFAULT 'mailed-link';
 ALTER TABLE session ADD COLUMN method_subject TEXT NOT NULL DEFAULT '';
 ALTER TABLE session ADD COLUMN method_session TEXT NOT NULL DEFAULT '';
 ALTER TABLE session ADD COLUMN authenticated_at INTEGER;
+ALTER TABLE session ADD COLUMN factor_given INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX session_method ON session (method, method_subject) WHERE method_subject <> '';
 CREATE INDEX session_recipient ON session (recipient);
 ALTER TABLE recipient ADD COLUMN stop_mailed_at INTEGER;
@@ -165,6 +166,16 @@ CREATE TABLE token (
     expires_at INTEGER NOT NULL,
     used_at INTEGER,
     revoked_at INTEGER
+) WITHOUT ROWID;
+CREATE TABLE second_factor (
+    person TEXT PRIMARY KEY,
+    salt BLOB NOT NULL,
+    key_fingerprint TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    recovery TEXT NOT NULL,
+    last_step INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0,
+    tries_since INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE password_try (
     id BLOB PRIMARY KEY,

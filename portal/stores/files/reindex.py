@@ -36,6 +36,7 @@ from portal.stores.journal import (
     parse_time,
     parse_time_or_none,
     rule_of,
+    second_factor_of,
     statistics_of,
     token_of,
     with_verdict_of,
@@ -45,6 +46,7 @@ from portal.stores.shared.audit import put
 from portal.stores.shared.domains import put_domain_value
 from portal.stores.shared.rows import add_announced_to, add_event, events, make_unannounced
 from portal.stores.shared.rules import put_rule
+from portal.stores.shared.second_factors import put_factor
 from portal.stores.shared.staff import put_grants
 from portal.stores.shared.statistics import put_closed
 from portal.stores.shared.tokens import put_token
@@ -167,6 +169,9 @@ def _replay_line(store: FileStore, line: dict[str, Any], result: Reindexed) -> N
         case "token":
             with store.engine.writing(durable=False) as session:
                 put_token(session, token_of(line))
+        case "second-factor":
+            with store.engine.writing(durable=False) as session:
+                put_factor(session, str(line["person"]), second_factor_of(line))
         case "statistics":
             with store.engine.writing(durable=False) as session:
                 put_closed(session, *statistics_of(line))

@@ -180,7 +180,8 @@ CREATE TABLE session (
     method TEXT NOT NULL DEFAULT 'mailed-link', -- Method.name
     method_subject TEXT NOT NULL DEFAULT '',    -- Method.subject
     method_session TEXT NOT NULL DEFAULT '',    -- Method.session
-    authenticated_at INTEGER            -- when the person last proved who they are; NULL: not known
+    authenticated_at INTEGER,           -- when the person last proved who they are; NULL: not known
+    factor_given INTEGER NOT NULL DEFAULT 0     -- the second factor, for the console
 ) WITHOUT ROWID;
 CREATE INDEX session_used_at ON session (used_at);
 CREATE INDEX session_method ON session (method, method_subject) WHERE method_subject <> '';
@@ -265,6 +266,17 @@ CREATE TABLE token (                    -- API tokens, see model/token.py; those
     expires_at INTEGER NOT NULL,
     used_at INTEGER,
     revoked_at INTEGER
+) WITHOUT ROWID;
+
+CREATE TABLE second_factor (            -- of staff, see model/second_factor.py
+    person TEXT PRIMARY KEY,            -- identity
+    salt BLOB NOT NULL,
+    key_fingerprint TEXT NOT NULL,      -- of the link key from which the secret is derived
+    created_at INTEGER NOT NULL,
+    recovery TEXT NOT NULL,             -- hashes of the recovery codes that were not used, with spaces between them
+    last_step INTEGER NOT NULL DEFAULT 0, -- of the last right code
+    tries INTEGER NOT NULL DEFAULT 0,   -- wrong codes since tries_since
+    tries_since INTEGER
 ) WITHOUT ROWID;
 
 CREATE TABLE vote (                     -- what people say that messages are, see model/vote.py

@@ -24,6 +24,7 @@ from portal.stores.journal import (
     person_line,
     rule_line,
     scan_line,
+    second_factor_line,
     staff_line,
     statistics_line,
     token_line,
@@ -35,6 +36,7 @@ from portal.stores.shared.audit import entries_of
 from portal.stores.shared.domains import domain_values_after
 from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import rules_of
+from portal.stores.shared.second_factors import all_factors
 from portal.stores.shared.staff import all_grants
 from portal.stores.shared.statistics import counts_of
 from portal.stores.shared.tokens import all_tokens
@@ -67,8 +69,8 @@ class Truncation:
                 self.db.journal.remove(old)
 
     def _write_current_state(self) -> bool:
-        """Write the choices of all recipients, the values of domains, roles, API tokens, and deliveries that are
-        requested or releasing. Return False if that failed."""
+        """Write the choices of all recipients, the values of domains, roles, second factors, API tokens, and deliveries
+        that are requested or releasing. Return False if that failed."""
         people: Sequence[Person] = [Person("", "", None, None, None, None)]
 
         def person_lines() -> Lines:
@@ -79,7 +81,8 @@ class Truncation:
         while people:
             if not self.db.write_journal(person_lines):
                 return False
-        if not all(map(self.db.write_journal, (self._domain_lines, self._staff_lines, self._token_lines))):
+        lines = (self._domain_lines, self._staff_lines, self._factor_lines, self._token_lines)
+        if not all(map(self.db.write_journal, lines)):
             return False
         with self.engine.reading() as session:
             rows = session.many("SELECT DISTINCT message_id FROM delivery WHERE state IN ('requested', 'releasing')")
@@ -144,6 +147,10 @@ class Truncation:
             given = [grant for grant in all_grants(session) if not grant.source]
             grants = groupby(given, key=lambda grant: grant.person)
         return [staff_line(person, list(of_person)) for person, of_person in grants]
+
+    def _factor_lines(self) -> Lines:
+        with self.engine.reading() as session:
+            return [second_factor_line(factor.person, factor) for factor in all_factors(session)]
 
     def _token_lines(self) -> Lines:
         with self.engine.reading() as session:

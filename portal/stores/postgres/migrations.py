@@ -66,7 +66,8 @@ MIGRATIONS: dict[int, LiteralString] = {
         alter table session add column client text not null default '', add column staff_until timestamptz,
             add column method text not null default 'mailed-link',
             add column method_subject text not null default '', add column method_session text not null default '',
-            add column authenticated_at timestamptz;
+            add column authenticated_at timestamptz,
+            add column factor_given boolean not null default false;
         create index on session (method, method_subject) where method_subject <> '';
         create index on session (recipient);
         alter table recipient add column stop_mailed_at timestamptz, add column devices_valid_from timestamptz;
@@ -152,6 +153,16 @@ MIGRATIONS: dict[int, LiteralString] = {
             expires_at timestamptz not null,
             used_at timestamptz,
             revoked_at timestamptz
+        );
+        create table second_factor (
+            person text primary key,
+            salt bytea not null,
+            key_fingerprint text not null,
+            created_at timestamptz not null,
+            recovery text not null,
+            last_step bigint not null default 0,
+            tries int not null default 0,
+            tries_since timestamptz
         );
         create table password_try (
             id uuid primary key,

@@ -26,6 +26,7 @@ from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.passwords import SqlPasswordTries
 from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import SqlRules
+from portal.stores.shared.second_factors import SqlSecondFactors
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import merge_spellings
 from portal.stores.shared.staff import SqlStaffRoles
@@ -69,6 +70,7 @@ class PostgresStore(Store):
         self.audit = SqlAudit(self.engine)
         self.staff = SqlStaffRoles(self.engine)
         self.tokens = SqlTokens(self.engine)
+        self.second_factors = SqlSecondFactors(self.engine)
         self.statistics = SqlStatistics(self.engine, FACTS)
         self.notes = SqlNotes(self.engine)
 

@@ -151,7 +151,8 @@ class SqlSignIns(SignIns):
             " :authenticated_at)"
             " on conflict (session_sha256) do update"
             " set recipient = excluded.recipient, started_at = excluded.started_at, used_at = excluded.used_at,"
-            " client = excluded.client, staff_until = excluded.staff_until, method = excluded.method,"
+            " client = excluded.client, staff_until = excluded.staff_until, factor_given = false,"
+            " method = excluded.method,"
             " method_subject = excluded.method_subject, method_session = excluded.method_session,"
             " authenticated_at = excluded.authenticated_at"
         )
@@ -173,6 +174,7 @@ class SqlSignIns(SignIns):
         select = (
             "select s.recipient, s.used_at, r.preferences, s.authenticated_at, s.staff_until,"
             " exists (select 1 from staff where person = s.recipient and (source = '' or expires_at > :now)),"
+            " exists (select 1 from second_factor where person = s.recipient), s.factor_given,"
             " s.method, s.method_subject, s.method_session"
             " from session s left join recipient r on r.recipient = s.recipient"
             f" where s.session_sha256 = :sha256 and {GOES_ON}"
@@ -181,7 +183,9 @@ class SqlSignIns(SignIns):
             row = session.one(select, sha256=session_sha256, now=now, **session_limits(now))
         if row is None:
             return None
-        recipient, used_at, preferences, authenticated_at, staff_until, has_role, *method = row
+        recipient, used_at, preferences, authenticated_at, staff_until, has_role, has_factor, factor_given, *method = (
+            row
+        )
         if used_at <= now - lifecycle.SESSION_USE_RECORDED:
             update = "update session set used_at = :now where session_sha256 = :sha256"
             with self._engine.writing(durable=False) as session:
@@ -193,6 +197,8 @@ class SqlSignIns(SignIns):
             staff_until,
             bool(has_role),
             Method(*method),
+            bool(has_factor),
+            bool(factor_given),
         )
 
     def extend_staff_use(self, session_sha256: bytes, until: datetime) -> None:

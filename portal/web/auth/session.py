@@ -39,7 +39,7 @@ _SECRET_OCTETS = 24
 _DESTINATION = re.compile(
     r"/(?:rules|preferences(?:/digest)?|sessions|jobs/[0-9a-f-]{36}/"
     r"|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender|formatted|headers|source|download)?"
-    r"|admin(?:/(?:[a-z0-9.-]+/){0,4}[a-z0-9.-]*)?)?"
+    r"|admin(?:/(?:[a-z0-9-][a-z0-9.-]*/){0,4}(?:[a-z0-9-][a-z0-9.-]*)?)?)?"  # no part is .., which browsers resolve
     r"(?:\?[A-Za-z0-9_.~%=&+-]{1,1000})?",
     re.ASCII,
 )
@@ -59,6 +59,8 @@ class Session:
     authenticated_at: datetime | None  # when the person last proved who they are, None if that is not known
     staff_until: datetime | None  # the end of its use of the console, if its recipient has a role; None: it was ended
     method: Method  # of its sign-in
+    has_factor: bool  # whether its recipient has set up a second factor, for the console
+    factor_given: bool  # whether it was given in this session
 
     def is_fresh(self, now: datetime) -> bool:
         """Return whether the person proved at most `FRESH` ago who they are."""
@@ -114,7 +116,14 @@ class Sessions:
         request.shows_console = has_role and self.is_staff_network(request)
         form_token = self._pages.parts.links.form_token(secret)
         session = Session(
-            recipient, form_token, sha256(secret), stored.authenticated_at, stored.staff_until, stored.method
+            recipient,
+            form_token,
+            sha256(secret),
+            stored.authenticated_at,
+            stored.staff_until,
+            stored.method,
+            stored.has_factor,
+            stored.factor_given,
         )
         return session, secret
 
@@ -134,17 +143,25 @@ class Sessions:
         ``ended``: "yes" if a session has ended, "form" if a form was not accepted because of that, "console" if the
         console needs a newer sign-in, "fresh" if the person must prove again who they are. May also be raised.
         """
-        response = self._pages.see_other(f"/sign-in?ended={ended}" if ended else "/sign-in")
+        return self.keep_destination(self._pages.see_other(f"/sign-in?ended={ended}" if ended else "/sign-in"), page)
+
+    def keep_destination(self, response: HTTPResponse, page: str) -> HTTPResponse:
+        """Return a redirect with a cookie that names the page to which `destination` leads afterwards."""
         if page != "/" and _DESTINATION.fullmatch(page):
             self._pages.set_cookie(response, _DESTINATION_COOKIE, _packed(page), _DESTINATION_SECONDS)
         return response
 
     def destination(self, request: Request) -> str:
-        """Return the page that this browser opened before signing in, "" if there is none."""
+        """Return the page that this browser opened before signing in or the second factor, "" if there is none."""
         # Over http another site of this host may have set the cookie. It can only name a page of the portal, and
         # opening one changes nothing.
         page = _unpacked(request.cookie(_DESTINATION_COOKIE))
         return page if _DESTINATION.fullmatch(page) else ""
+
+    def without_destination(self, response: HTTPResponse) -> HTTPResponse:
+        """Return a response that removes the cookie of `keep_destination`."""
+        self._pages.set_cookie(response, _DESTINATION_COOKIE, "", 0)
+        return response
 
     def typed_address(self, request: Request) -> str:
         """Return the address that was typed in this browser to sign in, "" if it is not known."""
@@ -189,7 +206,7 @@ class Sessions:
         self._pages.record(request, Act.SIGNED_IN, recipient, client, via=method.name)
         log.info("signed in recipient=%s peer=%s method=%s", recipient, request.peer, method.name)
         response = self._pages.see_other(destination if _DESTINATION.fullmatch(destination) else "/")
-        self._pages.set_cookie(response, _DESTINATION_COOKIE, "", 0)
+        self.without_destination(response)
         self._pages.set_cookie(response, _COOKIE, secret, _COOKIE_SECONDS)
         return response
 
