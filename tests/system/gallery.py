@@ -314,8 +314,11 @@ SECTIONS = {
         ),
         State("console-domain", "Values of a domain", lambda s: s.go("admin/domains?domain=example.org")),
         State("console-statistics", "Statistics", _statistics),
+        State("console-recipients", "Digests of many recipients", lambda s: s.go("admin/recipients/list")),
         State("console-staff", "Staff", lambda s: s.go("admin/staff?done=given")),
+        State("console-tokens", "Tokens of the API", lambda s: s.go("admin/tokens")),
         State("console-audit", "Audit", lambda s: s.go("admin/audit")),
+        State("api", "The API", lambda s: s.go("api/v1/")),
     ],
     "Notices": [State("notice", "The mail soon after a message was held that is probably wanted", _notice)],
     "Many messages at once": [
