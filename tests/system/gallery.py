@@ -317,6 +317,7 @@ SECTIONS = {
         State("console-recipients", "Digests of many recipients", lambda s: s.go("admin/recipients/list")),
         State("console-staff", "Staff", lambda s: s.go("admin/staff?done=given")),
         State("console-tokens", "Tokens of the API", lambda s: s.go("admin/tokens")),
+        State("console-factor", "Setting up a second factor", lambda s: s.go("admin/second-factor")),
         State("console-audit", "Audit", lambda s: s.go("admin/audit")),
         State("api", "The API", lambda s: s.go("api/v1/")),
     ],
