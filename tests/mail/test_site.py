@@ -243,6 +243,7 @@ def test_shipped_templates_have_no_problems() -> None:
         "notice",
         title="T",
         text="x",
+        request_id="",
         sign_in=False,
         root="",
         static=str,
