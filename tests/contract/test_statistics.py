@@ -123,6 +123,20 @@ def test_what_leaves_before_its_day_is_over_was_held_nevertheless(store: Store) 
     assert counted(store, Part.TOTAL, at)["held", ""] == 3
 
 
+def test_what_a_domain_had_was_held_nevertheless_if_its_recipient_is_forgotten(store: Store) -> None:
+    at = yesterday()
+    held = hold(
+        store, recipients=[ALICE, CAROL], starts={CAROL: Start(State.BLOCKED, Actor(ActorKind.SYSTEM, "rule"))}, at=at
+    )
+    release(store, held, at + MINUTE)
+    before = [counted(store, Part.TOTAL, at, host) for host in ("", "example.com", "example.org")]
+    assert store.expire(store.deliveries.ending(State.BLOCKED, now(), 9)) == 1
+    assert [counted(store, Part.TOTAL, at, host) for host in ("", "example.com", "example.org")] == before
+    hold(store, recipients=[ALICE], at=at)
+    assert counted(store, Part.TOTAL, at)["held", ""] == 3
+    assert counted(store, Part.TOTAL, at, "example.com") == {("held", ""): 1, ("blocked", ""): 1}
+
+
 def test_a_closed_day_outlives_its_messages(store: Store, second: Store) -> None:
     at = yesterday()
     hold(store, recipients=[ALICE, CAROL], at=at, symbols=BAD)

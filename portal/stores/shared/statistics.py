@@ -240,13 +240,15 @@ def _counts_of_day(session: Session, day: str) -> list[Count]:
 def _put(session: Session, day: date, counts: Sequence[Count]) -> None:
     """Store what differs from the present counts of a day.
 
-    If fewer messages are known now, the others are gone, but were held nevertheless: then no number becomes lower.
+    If fewer deliveries of some domain are known now, the others are gone, or their recipients are forgotten, but what
+    was counted happened nevertheless: then no number becomes lower.
     """
     session.lock("statistics")
     present: dict[_Key, _Numbers] = {count[:5]: count[5:] for count in _counts_of_day(session, day.isoformat())}
     wanted: dict[_Key, _Numbers] = {count[:5]: count[5:] for count in counts}
-    held = (ALL, Part.TOTAL.value, day.isoformat(), Outcome.HELD.value, "")
-    if wanted.get(held, _NONE) < present.get(held, _NONE):
+    if any(
+        key[1] == Part.TOTAL and key[3] != Outcome.PASSED and wanted.get(key, _NONE) < present[key] for key in present
+    ):
         wanted = _merged(present, wanted)
     gone = [Count(*key, 0)._asdict() for key in present.keys() - wanted.keys()]
     changed = [Count(*key, *numbers)._asdict() for key, numbers in wanted.items() if present.get(key) != numbers]
