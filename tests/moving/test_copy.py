@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from portal.cli import main
 from portal.model.domain_value import DomainValue
 from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
-from portal.model.message import Body, DeliveryId, EventKind, Filter, Start, State, Tier, held_at, new_id
+from portal.model.message import Body, DeliveryId, EventKind, Filter, Reader, Start, State, Tier, held_at, new_id
 from portal.model.rule import SITE
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
@@ -242,6 +242,20 @@ def test_a_copied_digest_continues_where_the_old_store_stopped(
     with digesting(target, ALICE, now(), 10, ignore_schedule=True) as next_digest:
         assert [d.id for d in next_digest.deliveries] == [unannounced.id]
     assert target.deliveries.get(DeliveryId(announced.id, 0)).announced_at is not None
+
+
+@pytest.mark.parametrize("reader", [Reader(ALICE), Reader(ALICE, (), {ALICE: (ALICE, BOB)})], ids=["own", "shared"])
+def test_what_is_put_into_the_next_digest_again_is_in_that_of_the_new_store(
+    urls: tuple[str, str], stores: tuple[Store, Store], reader: Reader
+) -> None:
+    source, target = stores
+    again, _ = hold(source, recipients=[ALICE]), hold(source, recipients=[ALICE])
+    with digesting(source, reader, now(), 10, ignore_schedule=True):
+        pass
+    source.deliveries.reannounce(DeliveryId(again.id, 0), BY_OPERATOR, now() + timedelta(minutes=1))
+    run_copy(*urls)
+    with digesting(target, reader, now(), 10, ignore_schedule=True) as next_digest:
+        assert [d.id for d in next_digest.deliveries] == [again.id]
 
 
 def test_a_release_under_way_is_tried_again_from_the_new_store(

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from portal.model.message import Delivery, DeliveryId, Reader, domain, first_id, held_at, new_id
+from portal.model.message import Delivery, DeliveryId, EventKind, Reader, domain, first_id, held_at, new_id
 from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.files.database import from_micros
@@ -205,14 +205,16 @@ def oldest_news(session: Session, reader: Reader) -> datetime | None:
 
 
 def import_digest(session: Session, digest: DigestRecord) -> None:
-    """Store a digest, and record for its deliveries that it announced them."""
+    """Store a digest, and record that it announced its deliveries, but for those that were put into a later one."""
     session.execute(_PUT, digest)
     if digest.sent_at is None:
         return
+    reannounced = f"SELECT 1 FROM event {WHERE_KEY} AND kind = '{EventKind.REANNOUNCED}' AND at > :now"
     for key in digest.deliveries:
         values = {"digest_id": digest.id, "now": digest.sent_at, "reader": digest.recipient}
         session.execute(
-            f"UPDATE delivery SET digest_id = :digest_id, announced_at = coalesce(announced_at, :now) {WHERE_KEY} "
+            f"UPDATE delivery SET digest_id = :digest_id, announced_at = CASE WHEN EXISTS ({reannounced}) "
+            f"THEN announced_at ELSE coalesce(announced_at, :now) END {WHERE_KEY} "
             f"AND recipient = :reader AND NOT EXISTS (SELECT 1 FROM announced_to {WHERE_KEY} AND reader = :reader)",
             key,
             **values,
@@ -221,7 +223,7 @@ def import_digest(session: Session, digest: DigestRecord) -> None:
         session.execute(
             "INSERT INTO announced_to (message_id, number, reader, digest_id) "
             f"SELECT message_id, number, :reader, :digest_id FROM delivery {WHERE_KEY} AND (recipient <> :reader "
-            f"OR EXISTS (SELECT 1 FROM announced_to {WHERE_KEY} AND reader = :reader)) "
+            f"OR EXISTS (SELECT 1 FROM announced_to {WHERE_KEY} AND reader = :reader)) AND NOT EXISTS ({reannounced}) "
             "ON CONFLICT (message_id, number, reader) DO UPDATE SET digest_id = excluded.digest_id",
             key,
             **values,
