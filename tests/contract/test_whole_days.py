@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from itertools import product
 
@@ -95,3 +96,18 @@ def test_what_was_removed_is_counted_nevertheless(filled: Store) -> None:
     before = filled.facets.groups(wanted, GroupBy.DOMAIN, 1)
     filled.purge(FIRST + 3 * DAY, now())
     assert filled.facets.groups(wanted, GroupBy.DOMAIN, 1) == before
+
+
+@pytest.mark.parametrize(
+    ("by", "tiers"), [(GroupBy.DOMAIN, ()), (GroupBy.DOMAIN, (Tier.SPAM,)), (GroupBy.SYMBOL, ())], ids=str
+)
+def test_days_whose_counts_were_removed_are_counted_one_by_one(
+    filled: Store, by: GroupBy, tiers: tuple[Tier, ...]
+) -> None:
+    wanted = Filter(since=FIRST, until=FIRST + DAYS * DAY, tiers=frozenset(tiers))
+    expected = filled.facets.groups(wanted, by, ALL_OF_THEM)
+    on_first = filled.facets.groups(replace(wanted, until=FIRST + DAY), by, ALL_OF_THEM).total.count
+    filled.statistics.expire((FIRST + DAY).date())
+    found = filled.facets.groups(wanted, by, on_first)
+    assert found.whole_days == ((FIRST + DAY).date(), (FIRST + (DAYS - 1) * DAY).date())
+    assert (found.groups, found.total) == (expected.groups, expected.total)

@@ -115,10 +115,17 @@ def whole_days(session: Session, wanted: Filter, by: GroupBy, more_than: int) ->
         "part": part.value,
     }
     days = "from daily_count where day >= :since and day <= :until and outcome in :outcomes"
-    row = session.one(f"select sum(number) {days} and domain in :hosts and part = :all and name in :names", **values)
-    total = int(row[0] or 0) if row else 0
-    if total <= more_than:
+    kept = f"select min(day) from daily_count where domain = '{ALL}' and part = '{Part.TOTAL}'"
+    row = session.one(
+        f"select sum(number), ({kept}) {days} and day >= ({kept})"
+        " and domain in :hosts and part = :all and name in :names",
+        **values,
+    )
+    total, oldest = (int(row[0] or 0), row[1]) if row else (0, None)
+    if total <= more_than or oldest is None:
         return None
+    first = max(first, date.fromisoformat(oldest))  # of earlier days not all counts are kept
+    values["since"] = first.isoformat()
     if by is GroupBy.DOMAIN:
         those = "domain <> ''" if wanted.domains is None else "domain in :hosts"
         rows = session.many(
