@@ -50,7 +50,10 @@ def send_reports(parts: Parts, now: datetime, *, stopped: Stopped = never) -> in
 
 
 def _due(parts: Parts, now: datetime) -> Month | None:
-    """Return the month whose report is due. None: it is not the time yet, or its last day is still counted."""
+    """Return the month whose report is due.
+
+    None: it is not the time yet, the last day of the month is still counted, or counting began in it.
+    """
     if not parts.settings.staff.monthly_report:
         return None
     digest = parts.settings.digest
@@ -61,4 +64,6 @@ def _due(parts: Parts, now: datetime) -> Month | None:
     if not due_at <= now < due_at + _LATE or not clock_is_trusted(parts.store, now):
         return None
     counted = parts.store.statistics.next_day()
-    return month if counted is not None and counted > month.last else None
+    if counted is None or counted <= month.last or not Reports(parts.store, parts.actions).is_whole(month):
+        return None
+    return month

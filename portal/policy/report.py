@@ -30,9 +30,15 @@ class Reports:
     store: Store
     mailing: Mailing
 
+    def is_whole(self, month: Month) -> bool:
+        """Return whether counting began before this month."""
+        began = self.store.statistics.first_day()
+        return began is not None and began < month.first
+
     def mail(self, person: str, hosts: Collection[str], month: Month) -> QueuedMail | None:
         """Return the report about some domains, or about all mail if EVERYWHERE is one of them, as a mail to a person.
 
+        The month before is left out unless it was counted from its beginning.
         Return None if nothing was counted in this month and the one before, or if no From address is set. Raises
         StoreUnavailable.
         """
@@ -57,7 +63,7 @@ class Reports:
             "report",
             policy,
             month=month.first,
-            before=month.before.first,
+            before=month.before.first if self.is_whole(month.before) else None,
             domains=[shown_address(name) for name in chosen if name != EVERYWHERE],
             outcomes=[(name, total.number(each), before.number(each)) for each, name in OUTCOME_NAMES.items()],
             mistakes=(total.mistakes, before.mistakes),

@@ -54,6 +54,7 @@ def prepare(parts: Parts, *, is_counted: bool = True) -> None:
     ):
         parts.store.staff.give(Grant(person, role, host, BEGIN, BY_OPERATOR))
     if is_counted:
+        count(parts, date(2026, 8, 31), held=1)
         count(parts, date(2026, 9, 30), held=7)
         count(parts, date(2026, 10, 31), held=1100, released=11)
     for at in (BEGIN - 2 * DAY, BEGIN - DAY, BEGIN):  # the clock runs steadily
@@ -155,6 +156,24 @@ def test_a_new_site_a_wrong_clock_and_a_setting_send_none(make_parts: MakeParts)
     off = make_parts(staff__monthly_report=False)
     count(off, date(2026, 10, 30), held=1)
     assert send_reports(off, BEGIN + 8 * HOUR) == 0
+
+
+@pytest.mark.parametrize(("began", "mails", "numbers"), [
+    (date(2026, 10, 1), 0, ""), (date(2026, 9, 1), 2, "Held: 30"), (date(2026, 8, 31), 2, "Held: 30 (0)"),
+])  # fmt: skip
+def test_a_month_is_reported_and_compared_only_if_it_was_counted_from_its_beginning(
+    make_parts: MakeParts, server: SmtpServer, began: date, mails: int, numbers: str
+) -> None:
+    """After an upgrade, counting begins with the oldest message that is kept."""
+    parts = make_parts(mail__url=server.url)
+    prepare(parts, is_counted=False)
+    count(parts, began, held=5)
+    count(parts, date(2026, 10, 31), held=30)
+    assert send_reports(parts, BEGIN + 8 * HOUR) == mails
+    for mail in sent(parts, server, BEGIN + 8 * HOUR)[:1]:
+        plain, html = texts(mail)
+        assert any(line.endswith(numbers) for line in plain.splitlines()) and "Mistakes: " in plain
+        assert ("September 2026" in plain, "September 2026" in html) == ("(" in numbers, "(" in numbers)
 
 
 def test_a_clock_that_is_a_year_ahead_sends_none(parts: Parts) -> None:

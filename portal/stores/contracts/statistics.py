@@ -32,6 +32,10 @@ class Statistics(ABC):
         """Return the first day that is not closed, but has messages or is later than one that is. None: no messages."""
 
     @abstractmethod
+    def first_day(self) -> date | None:
+        """Return the first day that was counted, perhaps in part. None: nothing was counted."""
+
+    @abstractmethod
     def counts(self, part: Part, since: date, until: date, domain: str = ALL) -> Sequence[Count]:
         """Return the counts of the days from ``since`` to ``until``, of one domain or of all together, by day."""
 

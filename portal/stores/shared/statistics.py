@@ -141,6 +141,12 @@ class SqlStatistics(Statistics):
             return closed + _DAY
         return held_at(oldest[0]).date() if oldest else None
 
+    def first_day(self) -> date | None:
+        with self._engine.reading() as session:
+            # Those by tier are never removed.
+            row = session.one("select min(day) from daily_count where domain = '' and part = 'tier'")
+        return date.fromisoformat(row[0]) if row and row[0] else None
+
     def counts(self, part: Part, since: date, until: date, domain: str = ALL) -> Sequence[Count]:
         select = (
             f"select {_COLUMNS} from daily_count where domain = :domain and part = :part"
