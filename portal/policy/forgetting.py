@@ -122,8 +122,9 @@ class Forgetting:
             self.store.jobs.add(FORGET, arguments, actor, now, entries=[entry])
         else:
             self.store.audit.record(entry)
+        self.staff.end_groups(recipient)
         for grant in leaver.grants:
-            with suppress(BadGrant):  # somebody else removed it
+            with suppress(BadGrant):  # by a group, or somebody else removed it
                 self.staff.remove(recipient, grant.role, grant.domain, actor, by)
         for token in self.store.tokens.all():
             if token.owner == recipient:

@@ -187,7 +187,11 @@ class Staff:
         if found or any(grant.source == source for grant in self.store.staff.of(person)):
             self.store.staff.put_groups(person, source, found, now)
             log.info("roles by groups person=%s source=%s count=%d", person, source, len(found))
-            self._remove_unused_factor(person, Actor(ActorKind.OPERATOR, "groups", source))
+
+    def end_groups(self, person: str) -> None:
+        """Remove all roles of a person that groups give. They come back with a sign-in that names such groups."""
+        for source in sorted({grant.source for grant in self.store.staff.of(person)} - {""}):
+            self.put_groups(person, source, ())
 
     # ---- their second factor
 
@@ -224,7 +228,10 @@ class Staff:
 
     def _remove_unused_factor(self, person: str, actor: Actor) -> None:
         """Remove the second factor of a person without roles: it protects nothing, and its phone may be lost until
-        they get another role."""
+        they get another role.
+
+        Not when groups are missing at a sign-in: it may be a fault of the provider, and the next one names them again.
+        """
         if not self.member(person).grants:
             self.reset_factor(person, actor)
 

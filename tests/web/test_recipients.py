@@ -327,6 +327,8 @@ def forget(browser: Browser, address: str = ALICE, **form: str) -> Answer:
 def test_a_leaver_is_forgotten_after_a_confirmation(site: Site) -> None:
     held = [site.hold(recipients=(each,)) for each in (ALICE, "sales@example.net", "info@example.org")]
     site.store.staff.give(Grant(ALICE, Role.HELP_DESK, "example.net", site.now, BY_OPERATOR))
+    by_group = Grant(ALICE, Role.AUDITOR, "", site.now, BY_OPERATOR, "ldap", "it", site.now + timedelta(days=7))
+    site.store.staff.put_groups(ALICE, "ldap", [by_group], site.now)
     alice, browser = site.signed_in(ALICE), staff(site)
     assert "Forget this recipient" in page_of(browser, ALICE)
     page = unescape(browser.get(f"/admin/recipients/forget?address={quote(ALICE)}").text)

@@ -412,3 +412,20 @@ def test_the_factor_ends_with_the_last_role(site: Site) -> None:
     assert site.store.second_factors.get(BOB)
     staff.remove(BOB, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR)
     assert site.store.second_factors.get(BOB) is None
+
+
+def test_a_sign_in_without_groups_leaves_the_factor(make_parts: Callable[..., Parts]) -> None:
+    """A provider may leave groups out by mistake, and the next sign-in names them again."""
+    directory = {"ldap__uri": "ldaps://ldap.example.org", "ldap__base": "dc=example,dc=org"}
+    site = Site(make_parts(staff__administrators=ALICE, staff__groups={"it": "administrator"}, **directory))
+    site.parts.staff.put_groups(BOB, "ldap", ["it"])
+    set_up(site, sign_in(site, BOB))
+    site.parts.staff.put_groups(BOB, "ldap", [])
+    assert site.store.staff.of(BOB) == [] and site.store.second_factors.get(BOB)
+
+
+def test_a_sign_in_of_a_clock_that_was_ahead_is_not_recent(site: Site) -> None:
+    site.now += timedelta(days=2)
+    browser = sign_in(site)
+    site.now -= timedelta(days=1)
+    assert browser.get(PAGE).header("Location") == "/quarantine/sign-in?ended=fresh"

@@ -33,6 +33,7 @@ METHOD_NAMES = {  # by `Method.name`
     "proxy": N_("Web server"),
 }
 FRESH = timedelta(minutes=15)  # since the person proved who they are, for acts with far-reaching effects
+_CLOCKS_DIFFER = timedelta(minutes=3)  # a later time is that of a clock that was wrong
 _COOKIE = "session"
 _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
@@ -270,7 +271,7 @@ class Sessions:
 
 def is_fresh(authenticated_at: datetime | None, now: datetime) -> bool:
     """Return whether somebody who proved then who they are need not do so again. None: it is not known when."""
-    return authenticated_at is not None and authenticated_at >= now - FRESH
+    return authenticated_at is not None and now - FRESH <= authenticated_at <= now + _CLOCKS_DIFFER
 
 
 def method_name(name: str) -> str:
