@@ -45,13 +45,16 @@ class Leaver:
     sessions: int
     rules: int
     grants: tuple[Grant, ...]
+    tokens: int  # of the API, that were not revoked
+    has_factor: bool
     person: Person
 
     @property
     def is_known(self) -> bool:
         """True if the store has anything about them."""
         is_stored = self.person != Person(self.recipient, self.recipient, None, None, None, None)
-        return bool(is_stored or self.counts.of or self.sessions or self.rules or self.grants)
+        of_staff = self.grants or self.tokens or self.has_factor
+        return bool(is_stored or self.counts.of or self.sessions or self.rules or of_staff)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class Forgetting:
             len(contacts.sessions),
             len(self._rules(identities, now)),
             tuple(self.store.staff.of(recipient)),
+            sum(token.owner == recipient and token.revoked_at is None for token in self.store.tokens.all()),
+            self.store.second_factors.get(recipient) is not None,
             person,
         )
 

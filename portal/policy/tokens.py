@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from portal.model.errors import BadToken, NotAllowed, NotFound
+from portal.model.errors import BadToken, NotAllowed, NotFound, StoreUnavailable
 from portal.model.message import Actor, identity
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.text import N_, shown
@@ -66,7 +67,8 @@ class Tokens:
         token = self.store.tokens.find(sha256) if sha256 else None
         member = self._member(token, now) if token else None
         if token and member and is_past(token.used_at, _USE_RECORDED, now):
-            self.store.tokens.record_use(token.id, now)
+            with suppress(StoreUnavailable):  # a store that can only be read is still read
+                self.store.tokens.record_use(token.id, now)
         return member
 
     def by_id(self, token_id: UUID, now: datetime) -> Member | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from portal.assemble import Parts, assemble
-from portal.model.errors import BadGrant, BadToken, NotAllowed
+from portal.model.errors import BadGrant, BadToken, NotAllowed, StoreUnavailable
 from portal.model.message import ActorKind, DeliveryId, Tier, new_id
 from portal.model.staff import EVERYWHERE, Grant, Role, fits
 from portal.model.token import Scope, Token
@@ -229,3 +229,26 @@ def test_forgetting_a_person_revokes_their_tokens(parts: Parts) -> None:
     create(parts, HELP, OWN)
     parts.forgetting.begin(parts.forgetting.leaver(BOB, now()), BY_OPERATOR, now())
     assert [token.revoked_at is not None for token in parts.store.tokens.all()] == [True]
+
+
+def test_a_token_works_while_the_store_can_only_be_read(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(parts, ADMIN, EVERYWHERE)
+    secret = create(parts, ADMIN, EVERYWHERE)
+
+    def full(*_: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(parts.store.tokens, "record_use", full)
+    assert parts.tokens.member(secret, now())
+
+
+def test_somebody_of_whom_only_tokens_are_left_is_forgotten(parts: Parts) -> None:
+    give(parts, ADMIN, EVERYWHERE)
+    secret = create(parts, ADMIN, EVERYWHERE)
+    take(parts, ADMIN, EVERYWHERE)
+    leaver = parts.forgetting.leaver(BOB, now())
+    assert leaver.is_known and leaver.tokens == 1
+    parts.forgetting.begin(leaver, BY_OPERATOR, now())
+    give(parts, ADMIN, EVERYWHERE)
+    assert parts.tokens.member(secret, now()) is None
+    assert parts.forgetting.leaver(BOB, now()).tokens == 0

@@ -54,6 +54,7 @@ def run(site: Site) -> None:
     run_mass_acts(site.parts, site.now)
 
 
+BLOCK = {"scope": "example.org", "sender": "a@b.example", "effect": "block"}
 RELEASE = {"act": "release", "search": {"symbol": ["BAYES_SPAM"]}, "reason": "wrong rule"}
 
 # ---- jobs
@@ -274,8 +275,33 @@ def test_a_shared_mailbox_has_no_digests(make_parts: Callable[..., Parts], tmp_p
     program = client(site)
     shown = done(program.get("/recipients?address=info@example.org"))
     assert (shown["is_person"], shown["digests"], shown["readers"]) == (False, None, [ALICE, BOB])
+    table.write_text(f"info@example.net {ALICE}, a@example.net\n")
+    site = Site(make_parts(local_domains=DOMAINS, people__alias_file=table))
+    program = client(site, Role.AUDITOR, "example.net")
+    shown = done(program.get("/recipients?address=info@example.net"))
+    assert shown["readers"] == ["a@example.net"], "nobody of another domain"
+
+
+def test_a_shared_mailbox_is_not_stopped(make_parts: Callable[..., Parts], tmp_path: Any) -> None:
+    table = tmp_path / "virtual"
+    table.write_text(f"info@example.org {ALICE}, {BOB}\n")
+    program = client(Site(make_parts(local_domains=DOMAINS, people__alias_file=table)))
     answer = program.post("/recipients/stop-digests", {"address": "info@example.org"})
     assert answer.status == 409 and "one of its readers" in answer.json["detail"]
+
+
+# ---- values that no store takes
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("get", "/rules?cursor=ffffffff-ffff-ffff-ffff-ffffffffffff", ()),
+        ("post", "/rules", ({**BLOCK, "expires_at": "9999-12-31T23:59:59.999999-23:59"},)),
+    ],
+)
+def test_values_beyond_the_calendar_are_no_fault_of_the_store(site: Site, method: str, path: str, body: Any) -> None:
+    assert wrong(getattr(client(site), method)(path, *body))
 
 
 # ---- statistics

@@ -9,7 +9,7 @@ from functools import partial
 from pydantic import Field
 
 from portal.model.errors import AlreadyDone, UnknownRecipient
-from portal.model.message import State
+from portal.model.message import State, domain
 from portal.policy.recipients import NOT_AN_ADDRESS, REASON_CHARACTERS, DigestAct, Mailbox
 from portal.policy.staff import Permission
 from portal.web.api.problems import FieldProblem, invalid, problem
@@ -134,7 +134,7 @@ class RecipientRoutes:
         return RecipientDetail(
             recipient=mailbox.recipient,
             is_person=mailbox.is_person,
-            readers=[*mailbox.readers],
+            readers=[each for each in mailbox.readers if may_see(domain(each))],
             addresses=[*found.reader.identities],
             counts={State(state).value: count for state, count in found.counts.of.items()},
             counts_complete=found.counts.complete,

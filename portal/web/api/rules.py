@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field
 
 from portal.model.audit import domain_of
 from portal.model.errors import BadRule, NotAllowed, NotFound
+from portal.model.message import parse_id
 from portal.model.rule import NOTE_CHARACTERS, Effect, Rule, ScopeKind, scope_kind
 from portal.model.staff import EVERYWHERE
 from portal.policy.entry import read_scope, scope_text
@@ -29,13 +31,28 @@ _CHANGE = (
 )
 
 
+def _of_rule(id: UUID) -> UUID:
+    if parse_id(str(id)) is None:
+        raise ValueError("Use the value of next in the answer before.")
+    return id
+
+
+def _in_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("Use a time that exists in UTC as well.") from error
+
+
 class RuleQuery(Model):
     """The rules to list."""
 
     scope: str = Field("", max_length=320, description=f"{_SCOPE} Required unless the token is for all domains.")
     removed: bool = Field(False, description="Whether to list those that were removed or expired in the last 90 days.")
     limit: int = Field(_LIMIT, ge=1, le=_LIMIT_MAX)
-    cursor: UUID | None = Field(None, description="The value of next in the answer before.")
+    cursor: Annotated[UUID, AfterValidator(_of_rule)] | None = Field(
+        None, description="The value of next in the answer before."
+    )
 
 
 class NewRule(Model):
@@ -45,7 +62,7 @@ class NewRule(Model):
     sender: Text = Field(description="An address, a domain with its subdomains, or a network.")
     effect: Effect
     binding: bool = Field(False, description="Whether recipients cannot override a block rule of a domain or the site.")
-    expires_at: AwareDatetime | None = None
+    expires_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = None
     note: Annotated[str, Field(max_length=NOTE_CHARACTERS)] = ""
 
 
