@@ -24,6 +24,7 @@ from digest.stopping import Pace, Stopped, interrupt_delayed, join_all, never
 from portal.assemble import Parts
 from portal.batches.mass_hold import RECHECK_AFTER as HELD_BACK_RECHECK
 from portal.batches.mass_hold import HeldBack
+from portal.batches.mass_rights import MassRights
 from portal.digests.compose import DELIVERIES, digest_mail
 from portal.mail.relay import Connection
 from portal.model.clock import clock
@@ -230,7 +231,7 @@ class Run:
             allowed: list[Digest] = []
             postponed: list[Unsent] = []  # otherwise every tick would claim the same recipients first
             now = self.clock()
-            held_back = HeldBack(self.parts.store, now)
+            held_back = HeldBack(self.parts.store, MassRights(self.parts.staff), now)
             for digest in digests:
                 left = held_back.left(digest)
                 if not self.may_notify(digest.recipient):

@@ -139,6 +139,7 @@ class Progress:
     busy_seconds: float = 0.0  # how long processes have run it
     ends_as: str = ""  # of a mass act whose recipients are mailed now: its `mass.Status` after that
     mailed_until: str = ""  # the last recipient whose mail was queued
+    is_mailed: bool = False  # the mails to all recipients were queued
     mailed: int = 0  # people
 
     @property
@@ -179,6 +180,7 @@ class Progress:
             "busy_seconds": round(self.busy_seconds, 3),
             "ends_as": self.ends_as,
             "mailed_until": self.mailed_until,
+            "is_mailed": self.is_mailed,
             "mailed": self.mailed,
         }
 
@@ -201,6 +203,7 @@ class Progress:
             busy_seconds=found["busy_seconds"],
             ends_as=found["ends_as"],
             mailed_until=found["mailed_until"],
+            is_mailed=found["is_mailed"],
             mailed=found["mailed"],
         )
 

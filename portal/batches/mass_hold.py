@@ -1,7 +1,8 @@
 """Deliveries that mass acts hold back from digests and notices until they have ended.
 
 Nothing is marked in the store, so nothing can stay hidden: a claimed digest leaves out what the search of a job finds
-that has not ended. Its deliveries stay unannounced, and a later digest lists those that are still held.
+that has not ended, if the person or token that confirmed it may act on it now. These deliveries stay unannounced, and a
+later digest lists those that are still held. What the index of symbols cannot find yet is announced.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from datetime import datetime, timedelta
 
 from portal.batches.batch import Progress
 from portal.batches.mass import HOLDING_BACK, KIND, MassAct
-from portal.model.message import Delivery, DeliveryId, Filter, Reader, State
+from portal.batches.mass_rights import MassRights
+from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, domain
+from portal.policy.staff import Member
 from portal.stores import Store
 from portal.stores.records import Digest
 
@@ -25,25 +28,34 @@ _PAGE = 500
 class HeldBack:
     """The deliveries that are held back at a time."""
 
-    def __init__(self, store: Store, now: datetime) -> None:
+    def __init__(self, store: Store, rights: MassRights, now: datetime) -> None:
         """Raises StoreUnavailable."""
         self._store = store
-        self._wanted: list[Filter] = []
+        self._rights = rights
+        self._acts: list[tuple[MassAct, Member | None]] = []
         for job in store.jobs.list(KIND, _JOBS, unfinished=True):
             mass, is_mailing = MassAct.from_json(job.arguments), Progress.from_json(job.progress).ends_as != ""
             if mass.hold_back and mass.act in HOLDING_BACK and not is_mailing and now - job.created_at < HELD_BACK_MAX:
-                self._wanted.append(mass.criteria)
+                self._acts.append((mass, rights.member(mass)))
 
     def left(self, digest: Digest) -> tuple[Delivery, ...]:
         """Return the deliveries of a claimed digest that are not held back. Raises StoreUnavailable."""
         left = digest.deliveries
-        for wanted in self._wanted:
-            found = self._found(digest.effective_reader, wanted, left) if left else ()
-            left = () if found is None else tuple(each for each in left if each.key not in found)
+        for mass, member in self._acts:
+            able = [each for each in left if self._may_act(mass, member, each)]
+            found = self._found(digest.effective_reader, mass.criteria, able) if able else set()
+            able = [each for each in able if each.key in found]
+            left = tuple(each for each in left if each not in able)
         return left
 
-    def _found(self, reader: Reader, wanted: Filter, deliveries: Sequence[Delivery]) -> set[DeliveryId] | None:
-        """Return what a search finds of a reader's deliveries, None if it could not be completed now."""
+    def _may_act(self, mass: MassAct, member: Member | None, delivery: Delivery) -> bool:
+        """Return whether a job may act on a delivery now: nobody hides what they may not touch."""
+        host, state = domain(delivery.recipient), delivery.state
+        tiers = {delivery.message.tier, delivery.message.verdict_tier}
+        return all(self._rights.obstacle(mass.act, member, host, tier, state) is None for tier in tiers)
+
+    def _found(self, reader: Reader, wanted: Filter, deliveries: Sequence[Delivery]) -> set[DeliveryId]:
+        """Return what a search finds of a reader's deliveries, as far as it can be completed now."""
         since = min(each.message.held_at for each in deliveries)
         since = max(since, wanted.since) if wanted.since else since
         if wanted.states and State.HELD not in wanted.states:
@@ -56,6 +68,4 @@ class HeldBack:
         while page.indexed and page.next is not None:
             found |= {each.key for each in page.deliveries}
             page = self._store.deliveries.matching(reader, wanted, _PAGE, page.next)
-        if not page.indexed or page.is_cut:
-            return None
         return found | {each.key for each in page.deliveries}

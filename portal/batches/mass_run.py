@@ -137,9 +137,9 @@ class MassActs:
 
     def steer(self, found: View, command: Command | None, actor: Actor) -> None:
         """Pause or cancel a mass act, or let it go on (None). Does nothing if it has ended."""
-        if self.store.jobs.command(found.job.id, command, self.actions.now()):
-            what = command or "resume"
-            self.store.audit.record(*self._entries(Audited.JOB_CHANGED, found.mass, actor, f"{found.job.id} {what}"))
+        what = command or "resume"
+        entries = self._entries(Audited.JOB_CHANGED, found.mass, actor, f"{found.job.id} {what}")
+        if self.store.jobs.command(found.job.id, command, self.actions.now(), entries=entries):
             log.info("mass act changed id=%s command=%s by=%s", found.job.id, what, actor.who)
 
     def _entries(self, act: Audited, mass: MassAct, actor: Actor, detail: str) -> list[AuditEntry]:
@@ -177,7 +177,7 @@ class _Run:
     def until(self, stopped: Stopped) -> None:
         """See `MassActs.run`."""
         status = Status(self._progress.ends_as) if self._progress.ends_as else self._reach(stopped)
-        if status is not None and (not self._mass.notify or self._mail(status)):
+        if status is not None and (not self._mass.notify or self._progress.is_mailed or self._mail(status)):
             self._end(status)
 
     def _reach(self, stopped: Stopped) -> Status | None:
@@ -216,7 +216,11 @@ class _Run:
         """
         mails, last = MassMail(self._actions, self._staff.people).next(self._job, self._mass, self._progress)
         self._progress = replace(
-            self._progress, ends_as=status, mailed_until=last, mailed=self._progress.mailed + len(mails)
+            self._progress,
+            ends_as=status,
+            mailed_until=last,
+            is_mailed=not last,
+            mailed=self._progress.mailed + len(mails),
         )
         command = self._keep(mails)
         if not last or (command is Command.CANCEL and status is not Status.CANCELLED):

@@ -104,8 +104,12 @@ class Jobs(ABC):
         """
 
     @abstractmethod
-    def command(self, job_id: UUID, command: Command | None, now: datetime) -> bool:
+    def command(
+        self, job_id: UUID, command: Command | None, now: datetime, *, entries: Sequence[AuditEntry] = ()
+    ) -> bool:
         """Set the command of a job, or None to let it go on. Return False if it has finished, or has it already.
+
+        ``entries``: of the audit, recorded with the change.
 
         The process that runs the job reads it at its next `keep`. If none does, the job is due at once, but a job that
         was not begun keeps the time of its start, unless it is cancelled.

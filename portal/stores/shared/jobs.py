@@ -136,14 +136,18 @@ class SqlJobs(Jobs):
         with self._engine.writing() as session:
             session.execute(statement, outcome=outcome, now=now, id=job.id, lease=job.lease)
 
-    def command(self, job_id: UUID, command: Command | None, now: datetime) -> bool:
+    def command(
+        self, job_id: UUID, command: Command | None, now: datetime, *, entries: Sequence[AuditEntry] = ()
+    ) -> bool:
         update = (
             "update job set command = :command, not_before = case"
             " when lease is null and (tries > 0 or :text = 'cancel') then :now else not_before end"
             " where id = :id and finished_at is null and coalesce(command, '') not in (:text, 'cancel')"
         )
         with self._engine.writing() as session:
-            return session.execute(update, command=command, text=command or "", now=now, id=job_id) > 0
+            is_changed = session.execute(update, command=command, text=command or "", now=now, id=job_id) > 0
+            record(session, entries if is_changed else ())
+        return is_changed
 
     def list(self, kind: str, limit: int, *, unfinished: bool = False) -> Sequence[Job]:
         where = "kind = :kind" + (" and finished_at is null" if unfinished else "")
