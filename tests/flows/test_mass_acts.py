@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
 from ipaddress import ip_network
@@ -20,8 +21,8 @@ from digest.run import send_due
 from portal.batches.batch import Act, Outcome, Progress, actor_of, criteria_from_json, criteria_to_json
 from portal.batches.mass import MassAct, Obstacle, Status, Waiting
 from portal.batches.parallel import retry_due
-from portal.model.audit import AuditFilter
-from portal.model.errors import RelayRefused
+from portal.model.audit import AuditEntry, AuditFilter
+from portal.model.errors import RelayRefused, StoreUnavailable
 from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Filter, State, Tier, new_id
 from portal.model.staff import Role
 from portal.model.token import Scope
@@ -406,3 +407,17 @@ def test_a_killed_worker_denies_and_announces_each_once(
     mails = [text for _, text in sent_mails(site)]
     assert len(mails) == (120 if act is Act.REFUSE else 1)
     assert act is Act.REFUSE or "Number of messages: 120" in mails[0]
+
+
+def test_a_command_and_its_entry_in_the_audit_are_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(site)
+    job = start(site)
+
+    def dies(_: object, entries: Sequence[AuditEntry]) -> None:
+        if entries:
+            raise StoreUnavailable("the process died before the entry was recorded")
+
+    monkeypatch.setattr("portal.stores.shared.jobs.record", dies)
+    with pytest.raises(StoreUnavailable):
+        masses(site).steer(masses(site).get(job.id), Command.PAUSE, BY_SHELL)
+    assert masses(site).get(job.id).job.command is None
