@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyotp
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from jinja2 import Environment, Template
@@ -92,6 +93,7 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page, rendered: set[st
         found += findings(page)
     found += pages_of_several(site, page, base)
     found += pages_of_acts_of_staff(site, page, helds[Tier.SUSPICIOUS][0])
+    found += pages_of_second_factor(site, page, base)
     page.goto(f"{base}/")
     page.keyboard.press("j")
     page.keyboard.press("d")
@@ -264,6 +266,22 @@ def pages_of_acts_of_staff(site: LocalSite, page: Page, doubtful: Held) -> list[
     )
     page.goto(f"{base}/sign-in/proxy")
     page.context.set_extra_http_headers({})
+    return found + findings(page)
+
+
+def pages_of_second_factor(site: LocalSite, page: Page, base: str) -> list[str]:
+    """Return the findings on the page after a second factor was set up, and on the one that asks for it."""
+    sign_in(site, page.context)
+    page.goto(f"{base}/admin/second-factor")
+    key = page.locator("code.key").inner_text().replace(" ", "")
+    page.get_by_label("6-digit code").fill(pyotp.TOTP(key).at(site.now))
+    page.get_by_role("button", name="Set up").click()
+    page.wait_for_load_state()
+    found = findings(page)
+    site.pass_time(seconds=1)
+    sign_in(site, page.context)
+    page.goto(f"{base}/admin/")
+    page.get_by_label("6-digit code").wait_for()
     return found + findings(page)
 
 
