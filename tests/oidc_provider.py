@@ -36,7 +36,7 @@ class FakeProvider:
         self.extra: dict[str, Any] = {}  # of the discovery document
         self.requests: list[str] = []
         self.pause = 0.0  # seconds after each octet of an answer
-        self.is_down = self.has_no_keys = False
+        self.is_down = self.has_no_keys = self.has_no_user_info = False
         self._codes: dict[str, dict[str, str]] = {}
         self.issuer = ""
 
@@ -73,6 +73,8 @@ class FakeProvider:
                     return 503, {}
                 return 200, KeySet([*self.keys]).as_dict(private=False)
             case "/userinfo":
+                if self.has_no_user_info:
+                    return 403, {}
                 return 200, self.user_info
             case "/token":
                 return self._exchange(form, authorization)

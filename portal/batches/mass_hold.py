@@ -2,7 +2,7 @@
 
 Nothing is marked in the store, so nothing can stay hidden: a claimed digest leaves out what the search of a job finds
 that has not ended, if the person or token that confirmed it may act on it now. These deliveries stay unannounced, and a
-later digest lists those that are still held. What the index of symbols cannot find yet is announced.
+later digest lists those that are still held. Messages that the index of symbols does not have yet are announced.
 """
 
 from __future__ import annotations

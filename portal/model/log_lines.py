@@ -85,7 +85,7 @@ class JsonFormatter(logging.Formatter):
             line["request"] = request
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        if isinstance(record.args, tuple):
+        if record.args and isinstance(record.args, tuple):
             for name, place in _fields(str(record.msg)):
                 line.setdefault(name, str(record.args[place]))
         return encode(line).decode()

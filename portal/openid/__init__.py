@@ -43,7 +43,7 @@ class Person:
     """The provider's claims about somebody who signed in."""
 
     address: str
-    groups: frozenset[str]
+    groups: frozenset[str] | None  # None: they could not be asked for
     subject: str
     session: str  # `sid`, "" if the provider does not name its sessions
     authenticated_at: datetime | None  # `auth_time`, None if the provider does not say it

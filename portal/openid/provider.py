@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -95,12 +96,21 @@ class Provider:
         tokens = self._tokens(query["code"], trial, redirect_uri)
         claims = self._verified(str(tokens.get("id_token", "")), {"nonce": {"essential": True, "value": trial.nonce}})
         if self._lacks_claims(claims) and "userinfo_endpoint" in self.metadata():
-            claims = self._with_user_info(claims, str(tokens.get("access_token", "")))
+            try:
+                claims = self._with_user_info(claims, str(tokens.get("access_token", "")))
+            except ProviderUnavailable as error:
+                if self._lacks_address(claims):
+                    raise
+                log.warning("groups could not be asked for method=oidc:%s: %s", self._name, error)
+                return replace(self._person(claims), groups=None)
         return self._person(claims)
 
     def _lacks_claims(self, claims: Mapping[str, Any]) -> bool:
         lacks_groups = _claim(claims, self._settings.groups_claim) is None and not _has_too_many_groups(claims)
-        return any(name not in claims for name in self._address_claims) or (self._wants_groups and lacks_groups)
+        return self._lacks_address(claims) or (self._wants_groups and lacks_groups)
+
+    def _lacks_address(self, claims: Mapping[str, Any]) -> bool:
+        return any(name not in claims for name in self._address_claims)
 
     @property
     def _address_claims(self) -> tuple[str, ...]:

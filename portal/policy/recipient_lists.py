@@ -31,6 +31,7 @@ _BAD_COLUMNS = {
     True: N_("The columns are address and, if wanted, days, at, zone, language."),
     False: N_("The only column is address."),
 }
+TOO_LONG = N_("A list has at most 10,000 lines. Divide it, or use the command “quarantine digests”.")
 NO_VALUE = N_("There is no value to set.")
 SHARED = N_("This is a shared mailbox. Its readers get the digests.")
 TWICE = N_("This recipient is in the list twice, with different values.")
@@ -104,11 +105,14 @@ def _check_columns(names: Sequence[str], act: DigestAct) -> None:
 
 
 def of_domain(recipients: Recipients, host: str, limit: int) -> list[Line]:
-    """Return the people of a domain for whom something is stored, at most ``limit``. Raises StoreUnavailable.
+    """Return the people of a domain for whom something is stored. Raises StoreUnavailable, BadList.
 
-    Shared mailboxes are left out, and aliases: the person of an alias may be in another domain.
+    Shared mailboxes are left out, and aliases: the person of an alias may be in another domain. ``limit``: the most
+    addresses, with these, since a part of a domain would be taken for all of it.
     """
-    found = recipients.store.recipients.names("", [host], limit)
+    found = recipients.store.recipients.names("", [host], limit + 1)
+    if len(found) > limit:
+        raise BadList(0, TOO_LONG)
     return [Line(0, each) for each in found if recipients.people.is_person(each)]
 
 

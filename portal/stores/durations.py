@@ -6,7 +6,7 @@ So `/metrics` of any worker has the durations of all processes of all hosts, as 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from time import monotonic
@@ -16,6 +16,7 @@ from portal.model.errors import RelayDeferred, RelayRefused
 from portal.stores.contracts import Store
 
 BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds, of the buckets
+POST_OUTCOMES = ("held", "known", "not_selected", "refused", "failed")
 _NAMES = (*map(str, BOUNDS), "+Inf")
 _PREFIX = "seconds."  # followed by what was measured, the label, and the bucket or "sum"
 
@@ -66,9 +67,14 @@ def _class_of(error: RelayDeferred | RelayRefused) -> str:
     return "4xx" if error.has_answer else "none"
 
 
-def histograms(counters: Mapping[str, float], what: Measured) -> Mapping[str, Histogram]:
-    """Return the durations by label, from the counters of the store."""
-    found: dict[str, dict[str, float]] = {}
+def histograms(
+    counters: Mapping[str, float], what: Measured, expected: Collection[str] = ()
+) -> Mapping[str, Histogram]:
+    """Return the durations by label, from the counters of the store.
+
+    ``expected``: labels that are shown with zeros, since an alert sees no increase in a series that has just begun.
+    """
+    found: dict[str, dict[str, float]] = {label: {} for label in expected}
     for name, number in counters.items():
         if name.startswith(f"{_PREFIX}{what}."):
             label, bucket = name.removeprefix(f"{_PREFIX}{what}.").split(".", 1)

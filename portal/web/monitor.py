@@ -28,7 +28,7 @@ from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.message import State
 from portal.monitoring import Runs, deliveries, learned, map_behind_seconds, not_selected, overdue_since, runs, scans
 from portal.stores import notes
-from portal.stores.durations import Histogram, Measured, histograms
+from portal.stores.durations import POST_OUTCOMES, Histogram, Measured, histograms
 from portal.stores.records import Stats
 from portal.web.exporter import allowed_peer
 from portal.web.pages import json_response
@@ -229,7 +229,7 @@ def _counted(counters: Mapping[str, float]) -> Iterator[Metric]:
 
 
 def _durations(counters: Mapping[str, float]) -> Iterator[Metric]:
-    posts, pages = histograms(counters, Measured.POST), histograms(counters, Measured.PAGE)
+    posts, pages = histograms(counters, Measured.POST, POST_OUTCOMES), histograms(counters, Measured.PAGE)
     releases, digests = histograms(counters, Measured.RELEASE), histograms(counters, Measured.DIGEST)
     yield _histogram("post_seconds", "Posts of Rspamd.", "outcome", posts)
     yield _histogram("page_seconds", "Pages, by the first part of the path.", "path", pages)

@@ -41,7 +41,6 @@ _ACTS = {
 _EMPTY = N_("Enter addresses, choose a file or choose a domain.")
 _ONE_SOURCE = N_("Either enter addresses, choose a file or choose a domain, not several of these.")
 _NO_ACT = N_("Choose an action.")
-_TOO_LONG = N_("A list has at most 10,000 lines. Divide it, or use the command “quarantine digests”.")
 _NOBODY = N_("Nothing is stored for recipients of this domain.")
 
 
@@ -104,11 +103,11 @@ class RecipientListPages:
         if form.sources > 1:
             raise BadList(0, _ONE_SOURCE)
         if form.host:
-            lines = recipient_lists.of_domain(self._parts.recipients, domain(form.host), _MAX_LINES + 1)
+            lines = recipient_lists.of_domain(self._parts.recipients, domain(form.host), _MAX_LINES)
         else:
             lines = list(islice(recipient_lists.read(form.data, form.act or DigestAct.SET), _MAX_LINES + 1))
         if len(lines) > _MAX_LINES:
-            raise BadList(0, _TOO_LONG)
+            raise BadList(0, recipient_lists.TOO_LONG)
         if not lines:
             raise BadList(0, _NOBODY if form.host else _EMPTY)
         return lines

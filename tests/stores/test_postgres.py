@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Event as Signal
 from threading import Thread
@@ -25,6 +26,7 @@ import zstandard
 from psycopg import sql
 
 from portal import shipped
+from portal.model.audit import Act, AuditEntry
 from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.message import (
     Body,
@@ -39,13 +41,14 @@ from portal.model.message import (
     held_at,
     new_id,
 )
+from portal.model.schedule import Preferences
 from portal.stores import SCHEMA_VERSION, Store
 from portal.stores.postgres import messages as postgres
 from portal.stores.postgres import partitions as postgres_partitions
 from portal.stores.postgres import rows as postgres_rows
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.records import Held
-from tests.builders import ALICE, BOB, BY_LINK, SENDER, body, digesting, export, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, SENDER, body, digesting, export, hold, mail, now
 from tests.paths import DATA
 
 DAY = timedelta(days=1)
@@ -832,3 +835,29 @@ def test_a_database_that_answers_before_mail_is_durable_is_refused(postgres_dsn:
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = local").format(sql.Identifier(name)))
     PostgresStore.open(postgres_dsn).close()
+
+
+def test_a_change_of_many_recipients_waits_for_their_own_act(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    """Otherwise it would write back what it read before."""
+    store.recipients.set_preferences(ALICE, Preferences())
+
+    def change() -> None:
+        store.recipients.change(
+            [ALICE],
+            lambda person: replace(person, preferences=Preferences(language="de")),
+            lambda person: AuditEntry.new(now(), Act.PREFERENCES_SET, BY_OPERATOR, person.recipient),
+        )
+
+    with ThreadPoolExecutor(1) as pool:
+        with admin.transaction():
+            admin.execute("update recipient set stopped_at = now() where recipient = %s", [ALICE])
+            changed = pool.submit(change)
+            with psycopg.connect(admin.info.dsn, autocommit=True) as other:
+                waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+                while not other.execute(waiting).fetchone()[0]:  # type: ignore[index]
+                    assert not changed.done()
+        changed.result()
+    person = store.recipients.get(ALICE)
+    assert person.stopped_at is not None and person.preferences.language == "de"

@@ -54,7 +54,7 @@ def post(parts: Parts, data: bytes, **headers: str) -> Answer:
 
 def test_durations_of_all_processes_are_added_up(parts: Parts, make_parts: MakeParts) -> None:
     other, data = make_parts(), mail()
-    assert "post_seconds_sum" not in str(metrics(parts))
+    assert metrics(parts)['post_seconds_sum{outcome="held"}'] == 0
     for each in (parts, other, other):
         assert post(each, data).status == 200
     local(other).get("/sign-in")
@@ -77,6 +77,7 @@ def test_a_post_that_fails_is_measured(parts: Parts, monkeypatch: pytest.MonkeyP
         patch.setattr(type(parts.store.messages), "add", fail)
         assert post(parts, mail()).status == 503
     assert metrics(parts)['post_seconds_count{outcome="failed"}'] == 1
+    assert metrics(parts)['post_seconds_count{outcome="refused"}'] == 0, "an alert needs a series that increases"
 
 
 def test_releases_and_digests_are_measured_by_the_answer(make_parts: MakeParts) -> None:

@@ -200,6 +200,21 @@ def test_groups_may_come_from_userinfo(make_site: MakeSite, provider: FakeProvid
     assert "/userinfo" not in provider.requests, "no group gives a role"
 
 
+def test_a_sign_in_goes_on_if_groups_cannot_be_asked_for_and_leaves_the_roles(
+    make_site: MakeSite, provider: FakeProvider
+) -> None:
+    site = make_site(staff__groups={"mail": "administrator"})
+    provider.claims["groups"] = ["mail"]
+    sign_in(site.browser(), provider)
+    del provider.claims["groups"]
+    provider.has_no_user_info = True
+    browser = site.browser()
+    sign_in(browser, provider)
+    assert browser.get("/admin/").status == 200
+    del provider.claims["email"]
+    assert sign_in(site.browser(), provider).status == 503, "without an address"
+
+
 def test_the_address_and_its_confirmation_are_of_the_same_document(site: Site, provider: FakeProvider) -> None:
     provider.claims = {"email": BOB}
     provider.user_info = {"sub": "alice-1", "email": ALICE, "email_verified": True}

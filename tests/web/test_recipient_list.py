@@ -131,6 +131,15 @@ def test_a_wrong_form_is_shown_again(site: Site, form: dict[str, str], text: str
     assert ALICE in page.text or ALICE not in form.get("list", "")
 
 
+def test_a_part_of_a_domain_is_not_taken_for_all_of_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.web.recipient_list._MAX_LINES", 2)
+    for name in ("info", "x", "y"):  # the first one is a shared mailbox
+        site.store.recipients.set_digests_stopped(f"{name}@example.org", None)
+        site.hold(recipients=(f"{name}@example.org",))
+    page = send(staff(site), {"domain": "example.org", "act": "stop"})
+    assert page.status == 400 and "A list has at most" in page.text
+
+
 def test_what_is_confirmed_is_what_was_checked(site: Site) -> None:
     browser = staff(site)
     assert "Line 1: This is not UTF-8." in send(browser, {"act": "stop"}, b"\xff\n").text

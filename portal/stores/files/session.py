@@ -40,6 +40,9 @@ class SqliteSession(Session):
     def many(self, sql: str, *fields: object, **values: Any) -> list[Row]:
         return rows_of(self._run(sql, fields, values))
 
+    def many_for_update(self, sql: str, **values: Any) -> list[Row]:
+        return self.many(sql, **values)
+
     def one(
         self, sql: str, *fields: object, for_update: bool = False, skip_locked: bool = False, **values: Any
     ) -> Row | None:

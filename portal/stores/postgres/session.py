@@ -38,6 +38,9 @@ class PostgresSession(Session):
     def many(self, sql: str, *fields: object, **values: Any) -> list[Row]:
         return rows_of(self._run(sql, fields, values).fetchall())
 
+    def many_for_update(self, sql: str, **values: Any) -> list[Row]:
+        return self.many(f"{sql} for update", **values)
+
     def _run(self, sql: str, fields: Sequence[object], values: Mapping[str, Any]) -> psycopg.Cursor[Row]:
         self._set_timeout()
         return self.connection.execute(_for_psycopg(sql), parameters(fields, values, _adapt))

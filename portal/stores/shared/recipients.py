@@ -120,7 +120,8 @@ class SqlRecipients(Recipients):
         for start in range(0, len(ordered), _BATCH):
             names = ordered[start : start + _BATCH]
             with self._engine.writing() as session:
-                rows = session.many(_PERSON + "where recipient in :names", names=names)
+                select = _PERSON + "where recipient in :names order by recipient"
+                rows = session.many_for_update(select, names=names)  # else their own act could be undone
                 before = {name: _nobody(name) for name in names} | {row[0]: _person_from(row) for row in rows}
                 people = [after(each) for each in before.values()]
                 people = [each for each in people if each != before[each.recipient]]

@@ -36,6 +36,10 @@ class Session(ABC):
         """Return all rows."""
 
     @abstractmethod
+    def many_for_update(self, sql: str, **values: Any) -> list[Row]:
+        """Return all rows, as `one` with ``for_update``. The statement has an order, so that none waits for another."""
+
+    @abstractmethod
     def one(
         self, sql: str, *fields: object, for_update: bool = False, skip_locked: bool = False, **values: Any
     ) -> Row | None:

@@ -29,7 +29,7 @@ class Identified:
     address: str  # as the method wrote it; it may be an alias
     method: Method
     authenticated_at: datetime | None  # when they proved who they are, None if the method does not know
-    groups: frozenset[str] = field(default=frozenset())  # for `staff.groups`
+    groups: frozenset[str] | None = field(default=frozenset())  # for `staff.groups`; None: not known now
     is_own_address: bool = False  # whether it must be the person's own: the alias file is not applied
 
 
@@ -58,7 +58,8 @@ class Arrivals:
         host = self._pages.parts.domains.of(person).public_url
         if host != request.site.url:
             return HTTPResponse(b"", 303, {"Location": f"{host}/sign-in"})
-        self._pages.parts.staff.put_groups(person, identified.method.name, identified.groups)
+        if identified.groups is not None:
+            self._pages.parts.staff.put_groups(person, identified.method.name, identified.groups)
         return self._sessions.begin(
             request, person, self._sessions.destination(request), identified.authenticated_at, identified.method
         )
