@@ -48,7 +48,7 @@ def admin(postgres_dsn: str) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture
 def store(postgres_dsn: str, admin: psycopg.Connection[Any]) -> Iterator[PostgresStore]:
     """A store without partitions."""
-    for table in TABLES:
+    for table in (*TABLES, "facet"):
         for name in names(admin, table):
             admin.execute(f"drop table {name}")
     opened = PostgresStore.open(postgres_dsn)
