@@ -115,9 +115,14 @@ class Batches:
     def of(self, job_id: UUID, reader: str) -> Job:
         """Return a batch of this reader. Raises NotFound, also for those of others."""
         job = self.store.jobs.get(job_id)
-        if job.kind != KIND or job.actor.name != reader:
+        if not self.is_of_reader(job, reader):
             raise NotFound("there is no such batch")
         return job
+
+    @staticmethod
+    def is_of_reader(job: Job, reader: str) -> bool:
+        """Return whether a job is a batch of this reader."""
+        return job.kind == KIND and job.actor.name == reader
 
     def undo(self, job: Job) -> Batch:
         """Return the batch that restores what a batch has deleted."""

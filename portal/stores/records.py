@@ -374,6 +374,7 @@ class SignedIn:
     method: Method = MAILED_LINK
     has_factor: bool = False  # whether the recipient has set up a second factor
     factor_given: bool = False  # whether it was given in this session
+    job: Job | None = None  # that was asked for
 
 
 @dataclass(frozen=True, slots=True)

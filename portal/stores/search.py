@@ -37,7 +37,7 @@ EXAMINED_MAX = 10_000  # messages or deliveries that one call examines
 NEWEST_MAX = 1_000  # a recipient's deliveries whose words are compared without the index
 NEWEST_FIRST = 128  # so many of them at first, then twice as many as before
 BATCH = 500
-CANDIDATES_MAX = 200  # deliveries of one query that may be near-duplicates of another one
+CANDIDATES_MAX = 200  # deliveries that may be near-duplicates of another one, for a count; a page has as many more
 FOLDED_CHARS = 2_000  # indexed characters of a subject or sender
 SUBJECT_WORDS = 48  # a subject with more words is found by its first ones
 SENDER_WORDS = 24
@@ -333,9 +333,9 @@ def matches(wanted: Filter, delivery: Delivery) -> bool:
     return wanted.score_max is None or (message.score is not None and message.score <= wanted.score_max)
 
 
-# Returns those of the next so many deliveries before a key, newest first, that may be near-duplicates, at most
-# `CANDIDATES_MAX`. Each has its place among the examined deliveries, from 1 on. The last examined one is among them.
-Candidates = Callable[[DeliveryId | None, int], Sequence[tuple[Delivery, int]]]
+# Returns those of the next so many deliveries before a key, newest first, that may be near-duplicates, at most a number
+# of them. Each has its place among the examined deliveries, from 1 on. The last examined one is among them.
+Candidates = Callable[[DeliveryId | None, int, int], Sequence[tuple[Delivery, int]]]
 
 
 def prefilter(likeness: Likeness) -> tuple[bytes, str, str | None]:
@@ -350,9 +350,7 @@ def prefilter(likeness: Likeness) -> tuple[bytes, str, str | None]:
 
 def newest_alike(likeness: Likeness, candidates: Candidates) -> Page:
     """Return deliveries with a likeness among the newest ones. Examines `NEWEST_MAX` in one query at most."""
-    found = candidates(None, NEWEST_MAX)
-    has_more = len(found) == CANDIDATES_MAX or (len(found) > 0 and found[-1][1] == NEWEST_MAX)
-    return Page(tuple(each for each, _ in found if likeness.fits(each)), found[-1][0].key if has_more else None)
+    return _fitting(likeness.fits, candidates, None, NEWEST_MAX, CANDIDATES_MAX)
 
 
 def alike(
@@ -360,30 +358,29 @@ def alike(
 ) -> Page:
     """Return the deliveries with a likeness that match. The recipient's are examined, without the index of terms.
 
-    Near-duplicates mostly arrive together, so the first ``candidates`` are usually all that is read.
+    One query at most, so a page may be short if many candidates are no near-duplicates.
     """
     groups = [group for group in terms if not group[0].startswith("=")]
 
     def fits(delivery: Delivery) -> bool:
-        message = delivery.message
-        return likeness.fits(delivery) and _has_words(groups, Texts.of(message))
+        return likeness.fits(delivery) and matches(wanted, delivery) and _has_words(groups, Texts.of(delivery.message))
 
-    def batches() -> Iterator[Batch]:
-        next, left, count = before, EXAMINED_MAX, NEWEST_MAX
-        while left:
-            count = min(count, left)
-            found = candidates(next, count)
-            if not found:
-                return
-            last, examined = found[-1]
-            # One by one: the page may be full long before the end.
-            yield (each for each, _ in found if fits(each)), last.key, examined
-            if examined < count and len(found) < CANDIDATES_MAX:
-                return
-            left, next = left - examined, last.key
-            count = left if examined == count else NEWEST_MAX  # with many candidates, the others would be read in vain
+    page = _fitting(fits, candidates, before, EXAMINED_MAX, limit + CANDIDATES_MAX)
+    found = page.deliveries
+    return Page(found[:limit], found[limit - 1].key) if len(found) > limit else page
 
-    return gather(wanted, limit, batches())
+
+def _fitting(
+    fits: Callable[[Delivery], bool],
+    candidates: Candidates,
+    before: DeliveryId | None,
+    examined: int,
+    at_most: int,
+) -> Page:
+    """Return those of the next ``examined`` deliveries that fit, of ``at_most`` candidates."""
+    found = candidates(before, examined, at_most)
+    has_more = len(found) == at_most or (len(found) > 0 and found[-1][1] == examined)
+    return Page(tuple(each for each, _ in found if fits(each)), found[-1][0].key if has_more else None)
 
 
 def gather(wanted: Filter, limit: int, batches: Iterator[Batch]) -> Page:

@@ -31,7 +31,7 @@ from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import forget, kept
 from portal.web.rows import Row, Viewer
-from portal.web.selection import BULK_ACTS, MORE_ACTS, Selections, listed, shown_batch
+from portal.web.selection import BULK_ACTS, MORE_ACTS, listed, shown_batch
 
 _COUNTED = 1_000  # deliveries, for the numbers beside the links above the list
 _COUNTED_ELSEWHERE = 100  # matches in other views than one without any
@@ -91,22 +91,21 @@ class Matches:
 class Inbox:
     """`/`."""
 
-    def __init__(self, pages: Pages, sessions: Sessions, selections: Selections) -> None:
+    def __init__(self, pages: Pages, sessions: Sessions) -> None:
         self._pages = pages
         self._sessions = sessions
-        self._selections = selections
         self._store = pages.parts.store
 
     def list(self, request: Request) -> HTTPResponse:
         """GET /: list the recipient's messages, newest or likeliest mistakes first. Search and filters narrow it."""
-        session = self._sessions.of(request)
+        result = kept(request)
+        session = self._sessions.of(request, result.batch)
         listing, reader = Listing.of(parse_qsl(request.query_string)), self._reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
         counts = self._store.deliveries.counts(reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0)
         groups, older, newer, matches = self._groups(listing, reader, viewer, addresses_in(counts.released_from))
         deliveries = [delivery for group in groups for delivery in (group.newest, *group.others[:_LISTED_OTHERS])]
-        result = kept(request)
-        job = self._selections.latest(result.batch, session.recipient)
+        job = session.job if session.job and self._pages.batches.is_of_reader(session.job, session.recipient) else None
         named = listed(job) if job else [result.key] if result.key else []
         undone, number = named_message(request.query("undone"))
         acted = {key.message_id for key in named} | ({undone} if undone else set())

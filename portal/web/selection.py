@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
-from uuid import UUID
 
 from bottle import HTTPResponse
 
@@ -226,13 +225,6 @@ class Selections:
         if job.finished_at is None and not is_paused:
             response.set_header("Refresh", str(_REFRESH_SECONDS))
         return response
-
-    def latest(self, id: UUID | None, recipient: str) -> Job | None:
-        """Return the batch that the browser remembers, None if there is none of this recipient."""
-        try:
-            return self._batches.of(id, recipient) if id else None
-        except NotFound:
-            return None
 
     def _of(self, name: str, session: Session) -> Job:
         """Return a batch of the signed-in recipient. Raises NotFound."""

@@ -97,6 +97,6 @@ def test_the_work_of_a_call_is_bounded(store: Store, monkeypatch: pytest.MonkeyP
         return list_page(before or page.next)
 
     assert [each.id for each in every_page(rest)] == [first]
-    monkeypatch.setattr(search, "CANDIDATES_MAX", 2)
+    monkeypatch.setattr(search, "CANDIDATES_MAX", -7)  # so 2 of them for a page of 9
     found: list[Delivery] = every_page(list_page)
     assert [each.id for each in found] == [last, first]

@@ -30,6 +30,7 @@ SEARCHES = (
     *("?q=offer&sender=example.net&tier=spam&since=2020-01-01", "?q=offer&attachment=1", "?tier=dangerous"),
     *("?sender=hop", "?attachment=1", "?reason=absent", "?q=offer&order=likely", "?q=%22offer+absent%22"),
 )
+SIMILAR = ("?like=ID", "?like=ID&select=matching", "?like=ID&order=likely", "?like=ID&q=absent&attachment=1")
 INFO = "info@example.org"
 FEW = 5
 MESSAGES = ("", "formatted", "headers", "source", "html", "sender", "download")
@@ -77,7 +78,7 @@ def test_searches_of_a_large_mailbox_take_few_statements(
 
 
 @pytest.mark.parametrize("acted", [1, 3])
-@pytest.mark.parametrize("path", [*LISTS, *SEARCHES])
+@pytest.mark.parametrize("path", [*LISTS, *SEARCHES, *SIMILAR])
 def test_lists_with_the_result_of_an_act_take_few_statements(
     statements: Statements, make_parts: Callable[..., Parts], tmp_path: Path, path: str, acted: int
 ) -> None:
@@ -88,6 +89,7 @@ def test_lists_with_the_result_of_an_act_take_few_statements(
         site.hold(subject=f"Offer {number * 7919}", header_from=f"<a@n{number}.example.net>", recipients=[INFO])
         for number in range(60)
     ]
+    path = path.replace("ID", f"{held[0].id}.0")
     browser = site.signed_in(ALICE)
     form = {"form_token": browser.form_token(), "from": "list", "do": "release"}
     browser.get("/?tier=spam")  # the file store reads the list of its tables again when there are new ones
@@ -98,6 +100,28 @@ def test_lists_with_the_result_of_an_act_take_few_statements(
         page = browser.get(f"/{path}")
     assert "Not released: the message was deleted on" in page.text and "By bob@example.org" in page.text
     assert len(queries) <= FEW, "\n".join(queries)
+
+
+def test_results_above_a_list_of_a_large_mailbox_take_few_statements(
+    statements: Statements, monkeypatch: pytest.MonkeyPatch, make_parts: Callable[..., Parts], tmp_path: Path
+) -> None:
+    """A batch that could not act on a message, and filters that find little among the newest messages."""
+    monkeypatch.setattr(search, "NEWEST_MAX", 10)
+    monkeypatch.setattr(inbox, "NEWEST_MAX", 10)
+    (tmp_path / "virtual").write_text(f"{INFO} {ALICE}, {BOB}\n")
+    site = Site(make_parts(people__alias_file=tmp_path / "virtual"))
+    held = [site.hold(subject=f"Offer {number * 7919}", recipients=[INFO]) for number in range(260)]
+    browser, bob = site.signed_in(ALICE), site.signed_in(BOB)
+    browser.get("/?tier=spam")  # the file store reads the list of its tables again when there are new ones
+    for number, path in enumerate((*SEARCHES, *SIMILAR)):
+        chosen = held[3 * number : 3 * number + 3]
+        bob.post(f"/messages/{chosen[0].id}.0/delete", {"form_token": bob.form_token()})
+        form = {"form_token": browser.form_token(), "from": "list", "do": "release"}
+        browser.post("/messages", form | {"mail": " ".join(f"{each.id}.0" for each in chosen)})
+        with statements.of() as queries:
+            page = browser.get(f"/{path.replace('ID', f'{held[0].id}.0')}")
+        assert "Not released: the message was deleted on" in page.text
+        assert len(queries) <= FEW, "\n".join([path, *queries])
 
 
 @pytest.mark.parametrize("view", MESSAGES)

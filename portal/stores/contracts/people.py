@@ -300,9 +300,12 @@ class SignIns(ABC):
         """
 
     @abstractmethod
-    def session(self, session_sha256: bytes, now: datetime) -> SignedIn | None:
+    def session(self, session_sha256: bytes, now: datetime, job_id: UUID | None = None) -> SignedIn | None:
         """Return the recipient of a session, or None if it is unknown or has ended. Records its use, at most once a
-        minute."""
+        minute.
+
+        With ``job_id`` this job is read by the same statement. The caller checks who began it.
+        """
 
     @abstractmethod
     def extend_staff_use(self, session_sha256: bytes, until: datetime) -> None:

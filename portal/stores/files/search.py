@@ -172,7 +172,12 @@ def _by_terms(
 
 
 def candidates(
-    connection: sqlite3.Connection, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int
+    connection: sqlite3.Connection,
+    likeness: Likeness,
+    wanted: Filter,
+    before: DeliveryId | None,
+    examined: int,
+    at_most: int,
 ) -> list[tuple[Delivery, int]]:
     """See `search.Candidates`."""
     newest, values = _newest_keys(replace(wanted, recipient=likeness.recipient, also=()), examined, before)
@@ -186,7 +191,7 @@ def candidates(
         f"ORDER BY p.place LIMIT ?) {SELECT.rstrip()}, f.place FROM found f "
         "CROSS JOIN message m ON m.id = f.message_id "
         "CROSS JOIN delivery d ON d.message_id = f.message_id AND d.number = f.number ORDER BY f.place",
-        (*values, examined, *search.prefilter(likeness), search.CANDIDATES_MAX),
+        (*values, examined, *search.prefilter(likeness), at_most),
     )
     return placed_from(found)
 

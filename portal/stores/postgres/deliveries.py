@@ -31,9 +31,15 @@ class PostgresDeliveries(SqlDeliveries):
         return find_page(self._database, wanted, limit, before)
 
     def _candidates(
-        self, session: Session, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int
+        self,
+        session: Session,
+        likeness: Likeness,
+        wanted: Filter,
+        before: DeliveryId | None,
+        examined: int,
+        at_most: int,
     ) -> Sequence[tuple[Delivery, int]]:
-        return candidates(connection_of(session), likeness, wanted, before, examined)
+        return candidates(connection_of(session), likeness, wanted, before, examined, at_most)
 
     def _counts(self, session: Session, identities: Sequence[str], at_most: int, senders: int) -> Sequence[Row]:
         select = "select recipient, state, n, null from states_of(cast(:identities as text[]), :at_most)"

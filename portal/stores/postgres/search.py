@@ -223,7 +223,7 @@ def _of_reader(wanted: Filter, before: DeliveryId | None, at_most: int) -> list[
 
 
 def candidates(
-    connection: Connection, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int
+    connection: Connection, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int, at_most: int
 ) -> list[tuple[Delivery, int]]:
     """See `search.Candidates`."""
     of_recipient = replace(wanted, recipient=likeness.recipient, also=())
@@ -231,7 +231,7 @@ def candidates(
     found = connection.execute(
         f"select place, {_DELIVERY}, {rows.MESSAGE_OF}"
         " from near_duplicates(%s::text[], %s::text[], %s, %s, %s, %s, %s, %s, %s, %s)",
-        [*_of_reader(of_recipient, before, examined), sha256, text(header_from), address, search.CANDIDATES_MAX],
+        [*_of_reader(of_recipient, before, examined), sha256, text(header_from), address, at_most],
     )
     return [(rows.joined(row[1:]), row[0]) for row in rows_of(found.fetchall())]
 

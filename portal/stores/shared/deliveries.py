@@ -123,7 +123,13 @@ class SqlDeliveries(Deliveries):
 
     @abstractmethod
     def _candidates(
-        self, session: Session, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int
+        self,
+        session: Session,
+        likeness: Likeness,
+        wanted: Filter,
+        before: DeliveryId | None,
+        examined: int,
+        at_most: int,
     ) -> Sequence[tuple[Delivery, int]]:
         """See `search.Candidates`. Of ``wanted``, states and times restrict which deliveries are examined."""
 

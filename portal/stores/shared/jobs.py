@@ -20,10 +20,11 @@ from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Row, Session
 
 SCAN = "scan"  # scans the message named by argument "message"; hold_mail of quarantine.sql queues it as well
-_COLUMNS = (
-    "id, kind, arguments, actor, via, address, created_at, not_before, tries, progress, command, outcome,"
-    " finished_at, lease"
+COLUMNS = (
+    *("id", "kind", "arguments", "actor", "via", "address", "created_at", "not_before", "tries", "progress"),
+    *("command", "outcome", "finished_at", "lease"),
 )
+_COLUMNS = ", ".join(COLUMNS)
 _CLAIM = "update job set tries = :tries, not_before = :not_before, lease = :lease where id = :id"
 _CLAIMED = "where id = :id and lease = :lease and finished_at is null"
 
@@ -71,10 +72,10 @@ class SqlJobs(Jobs):
                 who=actor.who,
             )
             if row is not None:
-                return replace(_job(row), lease=None)
+                return replace(job_of(row), lease=None)
             record(session, entries)
             add_job(session, kind, arguments, actor, now, not_before, job_id)
-            job = _job(session.one(f"select {_COLUMNS} from job where id = :id", id=job_id) or ())
+            job = job_of(session.one(f"select {_COLUMNS} from job where id = :id", id=job_id) or ())
             if not claimed:
                 return job
             job = replace(job, tries=1, not_before=now + lifecycle.LEASE, lease=uuid4())
@@ -86,7 +87,7 @@ class SqlJobs(Jobs):
             row = session.one(f"select {_COLUMNS} from job where id = :id", id=job_id)
         if row is None:
             raise NotFound("there is no such job")
-        return _job(row)
+        return job_of(row)
 
     def claim(self, kind: str, count: int, now: datetime) -> Sequence[Job]:
         claimed: list[Job] = []
@@ -103,7 +104,7 @@ class SqlJobs(Jobs):
                 )
                 if row is None:
                     break
-                due = _job(row)
+                due = job_of(row)
                 job = replace(due, tries=due.tries + 1, not_before=until, lease=uuid4())
                 session.execute(_CLAIM, tries=job.tries, not_before=until, lease=job.lease, id=job.id)
                 claimed.append(job)
@@ -157,7 +158,7 @@ class SqlJobs(Jobs):
                 kind=kind,
                 limit=limit,
             )
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
 
 def add_job(
@@ -190,7 +191,8 @@ def add_scan(session: Session, message_id: UUID, now: datetime) -> None:
     add_job(session, SCAN, {"message": str(message_id)}, Actor(ActorKind.SYSTEM), now)
 
 
-def _job(row: Row) -> Job:
+def job_of(row: Row) -> Job:
+    """Return the job of a row of `COLUMNS`."""
     id, kind, arguments, who, via, address, created_at, not_before, tries, progress, command, *ended = row
     return Job(
         id,

@@ -7,12 +7,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import astuple, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from portal.model.errors import CodesSuspended, LinkInvalid, SignInInvalid
 from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.contracts import SignIns
 from portal.stores.records import MAILED_LINK, Method, QueuedMail, SignedIn, SignIn, SignInLimits, StartedSession
+from portal.stores.shared.jobs import COLUMNS, job_of
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Session
 
@@ -170,22 +172,23 @@ class SqlSignIns(SignIns):
                 authenticated_at=authenticated_at,
             )
 
-    def session(self, session_sha256: bytes, now: datetime) -> SignedIn | None:
+    def session(self, session_sha256: bytes, now: datetime, job_id: UUID | None = None) -> SignedIn | None:
+        job = [f"j.{column}" for column in COLUMNS] if job_id else ["null"]
         select = (
             "select s.recipient, s.used_at, r.preferences, s.authenticated_at, s.staff_until,"
             " exists (select 1 from staff where person = s.recipient and (source = '' or expires_at > :now)),"
             " exists (select 1 from second_factor where person = s.recipient), s.factor_given,"
-            " s.method, s.method_subject, s.method_session"
+            f" s.method, s.method_subject, s.method_session, {', '.join(job)}"
             " from session s left join recipient r on r.recipient = s.recipient"
+            f"{' left join job j on j.id = :job_id' if job_id else ''}"
             f" where s.session_sha256 = :sha256 and {GOES_ON}"
         )
         with self._engine.reading() as session:
-            row = session.one(select, sha256=session_sha256, now=now, **session_limits(now))
+            row = session.one(select, sha256=session_sha256, now=now, job_id=job_id, **session_limits(now))
         if row is None:
             return None
-        recipient, used_at, preferences, authenticated_at, staff_until, has_role, has_factor, factor_given, *method = (
-            row
-        )
+        recipient, used_at, preferences, authenticated_at, staff_until, has_role, has_factor, factor_given = row[:8]
+        method, job_row = row[8:11], row[11:]
         if used_at <= now - lifecycle.SESSION_USE_RECORDED:
             update = "update session set used_at = :now where session_sha256 = :sha256"
             with self._engine.writing(durable=False) as session:
@@ -199,6 +202,7 @@ class SqlSignIns(SignIns):
             Method(*method),
             bool(has_factor),
             bool(factor_given),
+            job_of(job_row) if job_row[0] else None,
         )
 
     def extend_staff_use(self, session_sha256: bytes, until: datetime) -> None:

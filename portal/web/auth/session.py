@@ -11,6 +11,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from bottle import HTTPResponse
 
@@ -18,7 +19,7 @@ from portal.model.audit import Act
 from portal.model.errors import LinkInvalid
 from portal.model.message import identity, is_address, random_token
 from portal.model.text import N_, shown
-from portal.stores.records import MAILED_LINK, Method, StartedSession
+from portal.stores.records import MAILED_LINK, Job, Method, StartedSession
 from portal.web.auth.client import client_name
 from portal.web.exporter import allowed_peer
 from portal.web.pages import Pages, sha256
@@ -62,6 +63,7 @@ class Session:
     method: Method  # of its sign-in
     has_factor: bool  # whether its recipient has set up a second factor, for the console
     factor_given: bool  # whether it was given in this session
+    job: Job | None  # that was asked for; the reader checks who began it
 
     def is_fresh(self, now: datetime) -> bool:
         """Return whether the person proved at most `FRESH` ago who they are."""
@@ -75,15 +77,16 @@ class Sessions:
         self._pages = pages
         self._store = pages.parts.store
 
-    def of(self, request: Request) -> Session:
+    def of(self, request: Request, job_id: UUID | None = None) -> Session:
         """Return the session of this request. From now on the response uses the recipient's language, zone and domain.
 
         Raises a 303 to the sign-in page if there is no session. After signing in the page of this request is shown.
+        ``job_id`` as in `SignIns.session`.
         """
-        session = self.current(request)
-        if session is None:
+        found = self._read(request, job_id)
+        if found is None:
             raise self.to_sign_in(request, self.page_of(request), "yes" if request.cookie(_COOKIE) else "")
-        return session
+        return found[0]
 
     def of_form(self, request: Request, page: str) -> Session:
         """Return the session of a posted form, as `of` does. Raises 403 unless a page of that session sent it.
@@ -103,9 +106,9 @@ class Sessions:
         found = self._read(request)
         return found[0] if found else None
 
-    def _read(self, request: Request) -> tuple[Session, str] | None:
+    def _read(self, request: Request, job_id: UUID | None = None) -> tuple[Session, str] | None:
         secret = request.cookie(_COOKIE)
-        stored = self._store.sign_ins.session(sha256(secret), self._pages.now()) if secret else None
+        stored = self._store.sign_ins.session(sha256(secret), self._pages.now(), job_id) if secret else None
         if secret is None or stored is None:
             return None
         recipient = identity(stored.recipient)  # sessions started up to version 0.1.1 have U-labels
@@ -125,6 +128,7 @@ class Sessions:
             stored.method,
             stored.has_factor,
             stored.factor_given,
+            stored.job,
         )
         return session, secret
 
