@@ -274,7 +274,7 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
             if recipient and people and people != [identity(recipient)]:
                 click.echo(f"{shown(recipient)} is read by {', '.join(map(shown_address, people))}:")
             if dry_run:
-                _show_preview(parts, people)
+                _show_preview(parts, people, moment)
                 return
             if resend and people:
                 summary = Summary()
@@ -312,20 +312,15 @@ def _recipient_column() -> Column:
     return Column("recipient", overflow="fold")  # an address is shown whole, on a narrow terminal as well
 
 
-def _show_preview(parts: Parts, people: Sequence[str] | None) -> None:
+def _show_preview(parts: Parts, people: Sequence[str] | None, now: datetime) -> None:
     table = Table(
         _recipient_column(), "messages", "oldest", "", title="Digests that would be sent", title_justify="left"
     )
     rows = 0
-    for person, deliveries in news.preview(parts, people, DELIVERIES):
+    for person, deliveries, reason in news.preview(parts, people, DELIVERIES, now):
         rows += 1
-        if deliveries:
-            oldest = f"{deliveries[0].message.held_at:%Y-%m-%d %H:%M} UTC"
-            table.add_row(Text(shown_address(person)), str(len(deliveries)), oldest, "")
-        else:
-            reason = news.skip_reason(parts, person)
-            note = f"no digest: {reason}" if reason else "no unannounced messages"
-            table.add_row(Text(shown_address(person)), "0", "", note)
+        oldest = f"{deliveries[0].message.held_at:%Y-%m-%d %H:%M} UTC" if deliveries else ""
+        table.add_row(Text(shown_address(person)), str(len(deliveries)), oldest, reason)
     _print(table if rows else "No digest would be sent: there are no unannounced messages.")
 
 

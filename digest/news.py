@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from portal.assemble import Parts
+from portal.batches.mass_hold import HeldBack
+from portal.batches.mass_rights import MassRights
 from portal.model.domains import shown_address
 from portal.model.message import Delivery, Reader
 from portal.model.schedule import NO_PREFERENCES, Schedule
@@ -21,6 +23,7 @@ log = logging.getLogger("quarantine.digest")
 
 PAGE = 500  # recipients in one query
 RECHECK_AFTER = timedelta(days=1)  # for recipients who get no digests
+HELD_BACK = "a job holds messages back until it ends"  # why a digest is not sent
 NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` searches
 
 
@@ -156,18 +159,21 @@ def recipients_with_news(parts: Parts) -> Iterator[str]:
 
 
 def preview(
-    parts: Parts, people: Sequence[str] | None, max_deliveries: int
-) -> Iterator[tuple[str, tuple[Delivery, ...]]]:
-    """Yield recipients, and the deliveries that a digest sent now would announce. Claims nothing.
+    parts: Parts, people: Sequence[str] | None, max_deliveries: int, now: datetime
+) -> Iterator[tuple[str, tuple[Delivery, ...], str]]:
+    """Yield recipients, the deliveries that a digest sent now would announce, and if there are none, why.
 
-    ``people`` None: all recipients with news. Recipients who get no digests (`skip_reason`) have no deliveries.
+    ``people`` None: all recipients with news. Claims nothing.
     """
+    held_back = HeldBack(parts.store, MassRights(parts.staff), now)
     for who in recipients_with_news(parts) if people is None else people:
-        reason = skip_reason(parts, who)
-        yield (
-            who,
-            () if reason else tuple(parts.store.digests.unannounced(parts.people.reader(who), max_deliveries)),
-        )
+        reason, deliveries = skip_reason(parts, who), tuple[Delivery, ...]()
+        if not reason:
+            reader = parts.people.reader(who)
+            found = parts.store.digests.unannounced(reader, max_deliveries)
+            deliveries = held_back.left(reader, found)
+            reason = HELD_BACK if found else "no unannounced messages"
+        yield who, deliveries, "" if deliveries else reason
 
 
 def find_news(parts: Parts, now: datetime, *, applied: AppliedAliases | None = None) -> int:

@@ -18,11 +18,10 @@ from datetime import datetime, timedelta
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
-from digest.news import RECHECK_AFTER, recipients_with_news, skip_reason
-from digest.outcomes import Outcome, Progress, Report, Summary, next_try
+from digest.news import HELD_BACK, RECHECK_AFTER, recipients_with_news, skip_reason
+from digest.outcomes import Outcome, Progress, Report, Summary, next_try, time_of_partial
 from digest.stopping import Pace, Stopped, interrupt_delayed, join_all, never
 from portal.assemble import Parts
-from portal.batches.mass_hold import RECHECK_AFTER as HELD_BACK_RECHECK
 from portal.batches.mass_hold import HeldBack
 from portal.batches.mass_rights import MassRights
 from portal.digests.compose import DELIVERIES, digest_mail
@@ -232,23 +231,27 @@ class Run:
             postponed: list[Unsent] = []  # otherwise every tick would claim the same recipients first
             now = self.clock()
             held_back = HeldBack(self.parts.store, MassRights(self.parts.staff), now)
+            last_sent = self.parts.store.digests.last_sent([digest.recipient for digest in digests])
             for digest in digests:
-                left = held_back.left(digest)
+                left = held_back.left(digest.effective_reader, digest.deliveries)
+                again: datetime | None = None
                 if not self.may_notify(digest.recipient):
-                    postponed.append(Unsent(digest, due_at=now + RECHECK_AFTER))
-                elif digest.deliveries and not left:
-                    postponed.append(Unsent(digest, due_at=now + HELD_BACK_RECHECK))
-                    self.summary.skipped.append((digest.recipient, "a job holds these messages back until it ends"))
-                else:
+                    again = now + RECHECK_AFTER
+                elif len(left) < len(digest.deliveries) and not (left and self._claim_is_by_name):
+                    again = time_of_partial(digest, left, last_sent.get(digest.recipient), self.parts.domains, now)
+                    if again is not None:
+                        self.summary.skipped.append((digest.recipient, HELD_BACK))
+                if again is None:
                     allowed.append(replace(digest, deliveries=left))
+                else:
+                    postponed.append(Unsent(digest, due_at=again))
             if postponed:
                 self._settle(unsent=postponed)
             # Also needed for a digest with one message, which needs no order: its row shows a known sender.
             readers = [digest.effective_reader for digest in allowed if digest.deliveries]
             known = known_senders(self.parts.store, readers)
-            sent_to = self.parts.store.digests.sent_to([digest.recipient for digest in allowed])
             self._waiting += [
-                _Claimed(digest, known.get(digest.recipient, ()), digest.recipient not in sent_to, until)
+                _Claimed(digest, known.get(digest.recipient, ()), digest.recipient not in last_sent, until)
                 for digest in allowed
             ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import takewhile
 
 from portal.batches.batch import Progress
 from portal.batches.mass import HOLDING_BACK, KIND, MassAct
@@ -17,11 +18,9 @@ from portal.batches.mass_rights import MassRights
 from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, domain
 from portal.policy.staff import Member
 from portal.stores import Store
-from portal.stores.records import Digest
 
 HELD_BACK_MAX = timedelta(days=1)  # after the confirmation: a job that is paused and forgotten must not hide mail
-RECHECK_AFTER = timedelta(minutes=5)  # of a digest all of whose messages are held back
-_JOBS = 100
+RECHECK_AFTER = timedelta(minutes=5)  # of a digest that waits because messages are held back
 _PAGE = 500
 
 
@@ -33,17 +32,17 @@ class HeldBack:
         self._store = store
         self._rights = rights
         self._acts: list[tuple[MassAct, Member | None]] = []
-        for job in store.jobs.list(KIND, _JOBS, unfinished=True):
+        for job in takewhile(lambda job: now - job.created_at < HELD_BACK_MAX, store.jobs.each(KIND, unfinished=True)):
             mass, is_mailing = MassAct.from_json(job.arguments), Progress.from_json(job.progress).ends_as != ""
-            if mass.hold_back and mass.act in HOLDING_BACK and not is_mailing and now - job.created_at < HELD_BACK_MAX:
+            if mass.hold_back and mass.act in HOLDING_BACK and not is_mailing:
                 self._acts.append((mass, rights.member(mass)))
 
-    def left(self, digest: Digest) -> tuple[Delivery, ...]:
-        """Return the deliveries of a claimed digest that are not held back. Raises StoreUnavailable."""
-        left = digest.deliveries
+    def left(self, reader: Reader, deliveries: Sequence[Delivery]) -> tuple[Delivery, ...]:
+        """Return those of a reader's deliveries that are not held back. Raises StoreUnavailable."""
+        left = tuple(deliveries)
         for mass, member in self._acts:
             able = [each for each in left if self._may_act(mass, member, each)]
-            found = self._found(digest.effective_reader, mass.criteria, able) if able else set()
+            found = self._found(reader, mass.criteria, able) if able else set()
             able = [each for each in able if each.key in found]
             left = tuple(each for each in left if each not in able)
         return left

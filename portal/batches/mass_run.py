@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import islice
 from uuid import UUID, uuid5
 
 from portal.actions import Actions
@@ -58,7 +59,6 @@ _STEP = 100  # deliveries planned at a time
 _STEP_SECONDS = 10  # no action starts later, as in `run`
 _RETRY = timedelta(seconds=10)  # after the store failed
 _WAIT_MIN, _WAIT_MAX = timedelta(seconds=10), timedelta(minutes=5)
-_LISTED = 200
 
 Stopped = Callable[[], bool]
 
@@ -119,7 +119,8 @@ class MassActs:
             token=member.token.id if member and member.token else None,
             hold_back=False,  # the search would also find what did not fail
         )
-        number = sum(each.mass.retries == found.job.id and each.status in ENDED for each in self.newest())
+        ended = (each.mass.retries for each in self.newest() if each.status in ENDED)
+        number = sum(retries == found.job.id for retries in ended)
         return self.start(mass, actor, uuid5(found.job.id, f"retry {number}"), timedelta())
 
     # ---- after the confirmation
@@ -131,9 +132,21 @@ class MassActs:
             raise NotFound("there is no such job")
         return view(job, self.actions.now())
 
-    def newest(self) -> Sequence[View]:
-        """Return the newest mass acts, newest first."""
-        return [view(job, self.actions.now()) for job in self.store.jobs.list(KIND, _LISTED)]
+    def newest(self, before: View | None = None) -> Iterator[View]:
+        """Yield all mass acts that are kept, newest first, beginning after ``before``. They are read when needed."""
+        for job in self.store.jobs.each(KIND, before=before.job if before else None):
+            yield view(job, self.actions.now())
+
+    def visible(self, member: Member, count: int, before: UUID | None = None) -> Sequence[View]:
+        """Return the newest mass acts that a person may see, newest first, beginning after the job ``before``.
+
+        Raises NotFound if they may not see that one.
+        """
+        start = self.get(before) if before else None
+        if start is not None and not self.rights.may_see(member, start.mass):
+            raise NotFound("there is no such job")
+        found = (each for each in self.newest(start) if self.rights.may_see(member, each.mass))
+        return list(islice(found, count))
 
     def steer(self, found: View, command: Command | None, actor: Actor) -> None:
         """Pause or cancel a mass act, or let it go on (None). Does nothing if it has ended."""

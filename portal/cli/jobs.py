@@ -199,7 +199,7 @@ def jobs() -> None:
 def list_(as_json: bool) -> None:
     """List the jobs of the last 30 days, newest first."""
     with open_parts() as parts:
-        found = _masses(parts).newest()
+        found = list(_masses(parts).newest())
         table = new_table("id", "confirmed at (UTC)", "by", "what", "state", "done", "failed", "left")
         for each in found:
             if as_json:

@@ -180,6 +180,7 @@ class Digest:
     # An earlier claim made the id. Its mail may have been delivered, so its links must work. The claim says so, and not
     # the times of both, since the clock may have been set back between them.
     is_taken_over: bool = field(default=False, compare=False)
+    requested_at: datetime | None = field(default=None, compare=False)  # when its recipient last requested a digest
 
     @property
     def effective_reader(self) -> Reader:
@@ -212,6 +213,7 @@ class Upcoming:
     stopped_at: datetime | None = None  # when the recipient stopped digests
     due_at: datetime | None = None  # None: not scheduled yet
     is_first: bool = True  # the recipient was sent none before
+    has_jobs: bool = True  # False: no background job is unfinished, so none holds deliveries back
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from portal.web.request import Request
 from portal.web.rows import Viewer
 
 PATH = "/admin/jobs/"
+_LISTED = 100  # jobs on a page
 _REFRESH_SECONDS = 5
 _LATE_SECONDS = 60  # longer than a job waits for its turn
 _NAMES = {
@@ -210,10 +211,17 @@ class MassActPages:
     # ---- after the confirmation
 
     def list(self, request: Request, staff: StaffSession) -> HTTPResponse:
-        """GET /admin/jobs/: the jobs of the last 30 days."""
-        viewer = self._pages.viewer(request, staff.member.person)
-        found = [each for each in self._masses.newest() if self._masses.rights.may_see(staff.member, each.mass)]
-        return self._console.page(request, staff, "jobs", rows=[_job_row(each, viewer) for each in found])
+        """GET /admin/jobs/: one page of the jobs of the last 30 days, newest first."""
+        viewer, before = self._pages.viewer(request, staff.member.person), uuid_of(request.query("before"))
+        found = self._masses.visible(staff.member, _LISTED + 1, before)
+        return self._console.page(
+            request,
+            staff,
+            "jobs",
+            rows=[_job_row(each, viewer) for each in found[:_LISTED]],
+            older=f"{PATH}?before={found[_LISTED - 1].job.id}" if len(found) > _LISTED else "",
+            is_first=before is None,
+        )
 
     def show(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
         """GET /admin/jobs/ID/: how far a job is. The page reloads itself until the job ends."""

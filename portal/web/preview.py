@@ -6,10 +6,13 @@ The preview is composed by the code that composes the mail, and has no links. Th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from bottle import HTTPResponse
 
+from portal.batches.mass_hold import HeldBack
+from portal.batches.mass_rights import MassRights
 from portal.digests.compose import DELIVERIES
 from portal.digests.preview import Preview, preview
 from portal.model.domains import shown_address
@@ -30,6 +33,7 @@ _FRAME_HEADERS = {
 _STOPPED = N_("No digest will be sent: you stopped digests.")
 _NO_DAYS = N_("No digest will be sent: no days are chosen for digests.")
 _NOTHING_NEW = N_("No digest would be sent now: there are no new held messages.")
+_HELD_BACK = N_("No digest would be sent now: your mail administrator is working on the new messages.")
 
 
 class DigestPreview:
@@ -42,8 +46,7 @@ class DigestPreview:
     def show(self, request: Request) -> HTTPResponse:
         """GET /preferences/digest: what would be sent now, or why nothing would be, and when."""
         session, now = self._sessions.of(request), self._pages.now()
-        upcoming, plan = self._upcoming(session.recipient, now)
-        obstacle = _obstacle(upcoming, plan, now)
+        upcoming, plan, obstacle = self._upcoming(session.recipient, now)
         due = (upcoming.due_at or plan.next_time(now)) if obstacle in ("", _NOTHING_NEW) else None
         return self._pages.page(
             request,
@@ -61,15 +64,24 @@ class DigestPreview:
     def frame(self, request: Request) -> HTTPResponse:
         """GET /preferences/digest/html: the HTML part of the mail, for the frame of the page."""
         session, now = self._sessions.of(request), self._pages.now()
-        upcoming, plan = self._upcoming(session.recipient, now)
+        upcoming, _, obstacle = self._upcoming(session.recipient, now)
         # The page says why there is no digest. The frame is empty if that changed in between.
-        html = "" if _obstacle(upcoming, plan, now) else self._preview(upcoming, now).html
+        html = "" if obstacle else self._preview(upcoming, now).html
         return HTTPResponse(html.encode(), 200, {"Content-Type": "text/html; charset=utf-8", **_FRAME_HEADERS})
 
-    def _upcoming(self, recipient: str, now: datetime) -> tuple[Upcoming, Plan]:
+    def _upcoming(self, recipient: str, now: datetime) -> tuple[Upcoming, Plan, str]:
+        """Return the digest that would be sent now, its plan, and why none would be sent ("" if one would be)."""
         parts = self._pages.parts
-        upcoming = parts.store.digests.upcoming(parts.people.reader(recipient), now, DELIVERIES)
-        return upcoming, parts.domains.plan(recipient, upcoming.digest.preferences)
+        reader = parts.people.reader(recipient)
+        upcoming = parts.store.digests.upcoming(reader, now, DELIVERIES)
+        digest = upcoming.digest
+        plan = parts.domains.plan(recipient, digest.preferences)
+        obstacle = _obstacle(upcoming, plan, now)
+        if not obstacle and upcoming.has_jobs:
+            left = HeldBack(parts.store, MassRights(parts.staff), now).left(reader, digest.deliveries)
+            upcoming = replace(upcoming, digest=replace(digest, deliveries=left))
+            obstacle = "" if left else _HELD_BACK
+        return upcoming, plan, obstacle
 
     def _preview(self, upcoming: Upcoming, now: datetime) -> Preview:
         """Return the preview. Raises Busy: with thousands of messages it takes a second."""

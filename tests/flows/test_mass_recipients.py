@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from digest.housekeeping import index_facets, run_mass_acts
-from digest.news import schedule_news
+from digest.news import preview, schedule_news
 from digest.notices import send_notices
 from digest.run import send_all, send_due
 from portal.batches.batch import Act, Outcome
@@ -68,7 +68,7 @@ def test_a_digest_leaves_out_what_is_held_back_and_lists_it_after_a_cancellation
     masses(site).steer(masses(site).get(job.id), Command.PAUSE, BY_SHELL)
     assert send_all(site.parts, site.now).sent == [(ALICE, 1)]
     again = send_all(site.parts, site.now)
-    assert (again.sent, again.skipped) == ([], [(ALICE, "a job holds these messages back until it ends")])
+    assert (again.sent, again.skipped) == ([], [(ALICE, "a job holds messages back until it ends")])
     assert [each.id for each in site.store.digests.unannounced(Reader(ALICE), 9)] == [each.id for each in found]
     masses(site).steer(masses(site).get(job.id), Command.CANCEL, BY_SHELL)
     run(site, job)
@@ -94,6 +94,66 @@ def test_what_is_held_back_is_listed_by_itself_once_the_job_has_ended(site: Site
     schedule_news(site.parts, site.now)
     assert [recipient for recipient, _ in send_due(site.parts, site.now).sent] == [ALICE]
     assert site.store.digests.unannounced(Reader(ALICE), 9) == [] and site.state(refused) is State.HELD
+
+
+def test_what_is_held_back_gives_new_messages_no_digests_of_their_own(site: Site) -> None:
+    site.now = now().replace(hour=3) + timedelta(days=1)
+    [waiting] = hold(site, 1, at=site.now)
+    site.now += MINUTE
+    mass = MassAct(Act.RELEASE, FOUND, "", 1, "x", hold_back=True)
+    job = masses(site).start(mass, BY_SHELL, uuid4(), timedelta(hours=23))
+
+    def sent() -> list[tuple[str, int]]:
+        """Hold another message and run what is due, at each tenth minute of an hour."""
+        found: list[tuple[str, int]] = []
+        for _ in range(6):
+            site.hold(recipients=(ALICE,), symbols=(), at=site.now)
+            schedule_news(site.parts, site.now)
+            found += send_due(site.parts, site.now).sent
+            site.now += 10 * MINUTE
+        return found
+
+    def unannounced() -> set[UUID]:
+        return {each.id for each in site.store.digests.unannounced(Reader(ALICE), 99)}
+
+    sent()
+    due = site.parts.domains.plan(ALICE, Preferences()).next_time(site.now)
+    assert due is not None
+    site.now = due - 10 * MINUTE
+    [(_, first)] = sent()
+    assert first == 8 and waiting.id in unannounced(), "all others were announced at the time of the plan"
+    assert sent() == [], "the others wait for its next time"
+    site.store.digests.request(Reader(ALICE), site.now, site.now - timedelta(hours=1))
+    assert len(sent()) == 1, "it was requested"
+    site.now = due + timedelta(days=1) - 10 * MINUTE
+    masses(site).steer(masses(site).get(job.id), Command.CANCEL, BY_SHELL)
+    run(site, job)
+    sent()
+    assert waiting.id not in unannounced()
+
+
+def test_a_job_holds_back_however_many_were_begun_after_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.stores.contracts.work._JOBS", 2)
+    hold(site, 1)
+    choose(site, hold_back=True)
+    for number in range(3):
+        mass = MassAct(Act.DELETE, Filter(symbols=("OTHER",)), "", 1, f"Reason {number}")
+        masses(site).start(mass, BY_SHELL, uuid4(), timedelta(hours=5))
+    assert send_all(site.parts, site.now).sent == []
+
+
+def test_previews_leave_out_what_is_held_back(site: Site) -> None:
+    hold(site, 2)
+    choose(site, hold_back=True)
+    assert [*preview(site.parts, None, 9, site.now)] == [(ALICE, (), "a job holds messages back until it ends")]
+    browser = site.signed_in(ALICE)
+    assert "your mail administrator is working on the new messages" in browser.get("/preferences/digest").text
+    assert browser.get("/preferences/digest/html").text == ""
+    other = site.hold(recipients=(ALICE,), symbols=(), subject="Another")
+    [(_, [listed], reason)] = preview(site.parts, None, 9, site.now)
+    assert (listed.id, reason) == (other.id, "")
+    shown = browser.get("/preferences/digest/html").text
+    assert "Another" in shown and "Offer" not in shown
 
 
 def test_nobody_holds_back_what_they_may_not_act_on(site: Site) -> None:

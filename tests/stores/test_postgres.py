@@ -323,7 +323,7 @@ def test_near_duplicates_are_read_by_indexes(plans: Any, store: PostgresStore) -
 
 
 def test_who_was_sent_a_digest_is_read_from_an_index(plans: Any, store: PostgresStore) -> None:
-    [plan] = plans(lambda: store.digests.sent_to([ALICE]))
+    [plan] = plans(lambda: store.digests.last_sent([ALICE]))
     assert_indexed(plan)
 
 

@@ -69,7 +69,7 @@ def test_a_job_is_counted_started_and_followed(site: Site, relay: SmtpServer) ->
     assert counted["parts"] == [
         {"domain": "example.org", "tier": "spam", "state": "held", "count": 3, "obstacle": None}
     ]
-    assert done(program.get("/jobs")) == {"jobs": []}
+    assert done(program.get("/jobs")) == {"jobs": [], "next": None}
     job = start(site, program, RELEASE)["job"]
     assert (job["act"], job["reason"], job["search"]) == ("release", "wrong rule", "?symbol=BAYES_SPAM&tier=spam")
     assert job["by"] == f"operator:{MALLORY}" and job["via"].startswith("api:")
@@ -114,6 +114,22 @@ def test_failed_releases_are_retried_in_a_new_job(site: Site, relay: SmtpServer)
     assert site.state(held) is State.RELEASED
 
 
+def test_jobs_are_listed_in_pages_of_those_that_the_token_may_see(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.stores.contracts.work._JOBS", 2)
+    everywhere, own = client(site, owner=BOB), client(site, Role.DOMAIN_ADMINISTRATOR, "example.net")
+    ids = {}
+    for number in range(7):
+        recipient = CAROL if number in (0, 1, 5) else ALICE
+        site.hold(recipients=(recipient,))
+        search = {"recipient": recipient, "symbol": ["BAYES_SPAM"]}
+        ids[number] = start(site, everywhere, {**RELEASE, "act": "delete", "search": search})["job"]["id"]
+    first = done(own.get("/jobs?limit=2"))
+    second = done(own.get(f"/jobs?limit=2&cursor={first['next']}"))
+    assert [each["id"] for each in (*first["jobs"], *second["jobs"])] == [ids[5], ids[1], ids[0]]
+    assert second["next"] is None and len(done(everywhere.get("/jobs"))["jobs"]) == 7
+    assert wrong(own.get(f"/jobs?cursor={ids[2]}")) == ["cursor"], "it is not shown to this token"
+
+
 def test_a_token_of_a_domain_starts_and_sees_jobs_of_that_domain_only(site: Site) -> None:
     both = hold(site.store, recipients=(ALICE, CAROL))
     whole = start(site, client(site, owner=BOB), {**RELEASE, "act": "restore"})
@@ -153,7 +169,7 @@ def test_a_job_that_cannot_be_started_changes_nothing(site: Site, changed: dict[
     site.hold(recipients=(ALICE,))
     program = client(site)
     assert wrong(program.post("/jobs", {**RELEASE, **changed})) == [name]
-    assert done(program.get("/jobs")) == {"jobs": []}
+    assert done(program.get("/jobs")) == {"jobs": [], "next": None}
 
 
 def test_messages_are_kept_out_of_digests_and_recipients_are_mailed_if_a_job_says_so(site: Site) -> None:

@@ -6,12 +6,16 @@ import html
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 
 from digest.housekeeping import run_mass_acts
 from portal.assemble import Parts
-from portal.model.message import State, Tier
+from portal.batches.batch import Act
+from portal.batches.mass import MassAct
+from portal.batches.mass_run import MassActs
+from portal.model.message import Filter, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.web.auth.session import FRESH
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, now
@@ -79,6 +83,24 @@ def test_all_that_a_search_finds_is_released_after_a_dry_run_and_a_minute(site: 
     assert [site.state(each) for each in held] == [State.RELEASED] * 3
     assert len(relay.mails) == 3
     assert "Release Symbol: BAYES_SPAM Finished 2 0 0" in words(browser.get("/admin/jobs/"))
+
+
+def test_jobs_are_listed_in_pages_whoever_began_the_newest(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.stores.contracts.work._JOBS", 2)
+    monkeypatch.setattr("portal.web.mass_acts._LISTED", 1)
+    own, foreign = (Filter(domains=frozenset({host})) for host in ("example.net", "example.org"))
+    acts = MassActs(site.store, site.parts.actions, site.parts.staff)
+    ids = []
+    for number, wanted in enumerate((own, own, foreign, foreign, foreign)):
+        site.now += timedelta(seconds=1)
+        ids.append(acts.start(MassAct(Act.DELETE, wanted, "", 1, f"Reason {number}"), BY_OPERATOR, uuid4()).id)
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.net")
+    page = browser.get("/admin/jobs/").text
+    assert f"/admin/jobs/{ids[1]}/" in page and f"/admin/jobs/{ids[2]}/" not in page
+    [older] = re.findall(r'href="/quarantine(/admin/jobs/\?before=[^"]*)"', page)
+    page = browser.get(older).text
+    assert f"/admin/jobs/{ids[0]}/" in page and "before=" not in page
+    assert browser.get(f"/admin/jobs/?before={ids[4]}").status == 404
 
 
 def test_it_is_cancelled_in_time_and_a_second_press_is_the_same_job(site: Site, relay: SmtpServer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -114,8 +114,9 @@ class Digests(ABC):
         """
 
     @abstractmethod
-    def sent_to(self, recipients: Sequence[str]) -> Collection[str]:
-        """Return those of these recipients who were sent a digest (no notice) that is still kept (`DIGESTS_KEPT`)."""
+    def last_sent(self, recipients: Sequence[str]) -> Mapping[str, datetime]:
+        """Return when each of these recipients was last sent a digest (no notice) that is still kept
+        (`DIGESTS_KEPT`)."""
 
     @abstractmethod
     def get(self, digest_id: UUID) -> Digest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,8 @@ from uuid import UUID
 from portal.model.audit import AuditEntry
 from portal.model.message import Actor
 from portal.stores.records import Command, Job, OutgoingMail, QueuedMail
+
+_JOBS = 100  # in one query of `Jobs.each`
 
 
 class Outbox(ABC):
@@ -116,8 +118,20 @@ class Jobs(ABC):
         """
 
     @abstractmethod
-    def list(self, kind: str, limit: int, *, unfinished: bool = False) -> Sequence[Job]:
-        """Return the newest jobs of this kind, newest first. ``unfinished``: only those that have not ended."""
+    def list(self, kind: str, limit: int, *, unfinished: bool = False, before: Job | None = None) -> Sequence[Job]:
+        """Return the newest jobs of this kind, newest first, beginning after the job ``before``.
+
+        ``unfinished``: only those that have not ended.
+        """
+
+    def each(self, kind: str, *, unfinished: bool = False, before: Job | None = None) -> Iterator[Job]:
+        """Yield all jobs that `list` returns. The store is read when they are needed."""
+        has_more = True
+        while has_more:
+            found = self.list(kind, _JOBS, unfinished=unfinished, before=before)
+            yield from found
+            has_more = len(found) == _JOBS
+            before = found[-1] if found else None
 
 
 class Notes(ABC):

@@ -76,9 +76,9 @@ class FileDigests(SqlDigests):
                 Digest(
                     digest_id or new_id(now), recipient, address, now.replace(microsecond=0), (),
                     Preferences.from_json(preferences), failures, lease, readers(recipient),
-                    is_taken_over=digest_id is not None,
+                    is_taken_over=digest_id is not None, requested_at=asked_at,
                 )
-                for recipient, address, _, _, _, _, digest_id, preferences, failures, _ in found
+                for recipient, address, _, _, _, _, digest_id, preferences, failures, asked_at, _ in found
             ]  # fmt: skip
             claim = "SET lease = :lease, lease_until = :until, digest_id = :id WHERE recipient = :recipient"
             for digest in claimed:

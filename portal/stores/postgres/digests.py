@@ -85,9 +85,9 @@ class PostgresDigests(SqlDigests):
                     digest_id or new_id(now), recipient, address, issued_at,
                     held_before(unannounced.get(recipient, ()), digest_id),
                     Preferences.from_json(preferences), failures, lease, reader,
-                    is_taken_over=digest_id is not None,
+                    is_taken_over=digest_id is not None, requested_at=asked_at,
                 )
-                for reader, (recipient, address, _, _, _, _, digest_id, preferences, failures, _) in zip(
+                for reader, (recipient, address, _, _, _, _, digest_id, preferences, failures, asked_at, _) in zip(
                     claimed[:complete], found, strict=False
                 )
             )  # fmt: skip

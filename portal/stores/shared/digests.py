@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,7 +23,7 @@ from portal.stores.shared.session import Engine, Row, Session
 
 CLAIMABLE = (
     "select recipient, address, stopped_at, news_since, next_digest_at, lease_until, digest_id, preferences, failures,"
-    " lease from recipient "
+    " asked_at, lease from recipient "
 )
 DUE = f"{HAS_NEWS} and next_digest_at <= :now and (lease_until is null or lease_until <= :now)"
 _DIGEST = (
@@ -34,7 +34,8 @@ _DIGEST = (
 
 _UPCOMING = (
     "select address, digest_id, preferences, failures, stopped_at, next_digest_at, not exists (select 1 from digest"
-    " where digest.recipient = recipient.recipient and sent_at is not null and not is_notice) as is_first"
+    " where digest.recipient = recipient.recipient and sent_at is not null and not is_notice) as is_first,"
+    " exists (select 1 from job where finished_at is null) as has_jobs"
     " from recipient where recipient = :recipient"
 )
 _LAST = (
@@ -168,12 +169,12 @@ class SqlDigests(Digests):
         who = reader.identity
         with self._engine.reading() as session:
             row = session.one(_UPCOMING, recipient=who)
-        unknown = (who, None, None, 0, None, None, True)
-        address, id, preferences, failures, stopped_at, due_at, is_first = row or unknown
+        unknown = (who, None, None, 0, None, None, True, True)
+        address, id, preferences, failures, stopped_at, due_at, is_first, has_jobs = row or unknown
         deliveries, issued_at = held_before(self.unannounced(reader, limit), id), now.replace(microsecond=0)
         chosen = Preferences.from_json(preferences)
         digest = Digest(id or new_id(now), who, address, issued_at, deliveries, chosen, failures, reader=reader)
-        return Upcoming(digest, stopped_at, due_at, bool(is_first))
+        return Upcoming(digest, stopped_at, due_at, bool(is_first), bool(has_jobs))
 
     def request(self, reader: Reader, now: datetime, since: datetime) -> DigestRequest:
         recipient = reader.identity
@@ -200,15 +201,15 @@ class SqlDigests(Digests):
             row = session.one(_DIGEST.format(self._announced) + _LAST, recipient=recipient)
             return self._digest_from(session, row) if row else None
 
-    def sent_to(self, recipients: Sequence[str]) -> Collection[str]:
+    def last_sent(self, recipients: Sequence[str]) -> Mapping[str, datetime]:
         if not recipients:
-            return ()
+            return {}
         sent = (
-            "select distinct recipient from digest"
-            " where recipient in :recipients and sent_at is not null and not is_notice"
+            "select recipient, max(sent_at) as sent_at from digest"
+            " where recipient in :recipients and sent_at is not null and not is_notice group by recipient"
         )
         with self._engine.reading() as session:
-            return {recipient for (recipient,) in session.many(sent, recipients=list(recipients))}
+            return dict(session.many(sent, recipients=list(recipients)))
 
     def get(self, digest_id: UUID) -> Digest:
         with self._engine.reading() as session:

@@ -150,13 +150,18 @@ class SqlJobs(Jobs):
             record(session, entries if is_changed else ())
         return is_changed
 
-    def list(self, kind: str, limit: int, *, unfinished: bool = False) -> Sequence[Job]:
+    def list(self, kind: str, limit: int, *, unfinished: bool = False, before: Job | None = None) -> Sequence[Job]:
         where = "kind = :kind" + (" and finished_at is null" if unfinished else "")
+        end: dict[str, Any] = {}
+        if before is not None:
+            where += " and (created_at, id) < (:before_at, :before_id)"
+            end = {"before_at": before.created_at, "before_id": before.id}
         with self._engine.reading() as session:
             rows = session.many(
                 f"select {_COLUMNS} from job where {where} order by created_at desc, id desc limit :limit",
                 kind=kind,
                 limit=limit,
+                **end,
             )
         return [job_of(row) for row in rows]
 

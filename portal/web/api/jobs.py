@@ -23,6 +23,8 @@ from portal.web.api.route import Caller, Model, Name, Route, Text
 from portal.web.api.search import Count, Search, with_criteria
 from portal.web.pages import Pages
 
+_LIMIT, _LIMIT_MAX = 100, 500  # jobs in an answer
+_CURSOR = "The value of next in the answer before."
 _EXAMPLE = "01a2b3c4-d5e6-5f01-8a2b-3c4d5e6f7a8b"
 _NAME = Name("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "The id of a job.", _EXAMPLE)
 _STEERING = {
@@ -72,6 +74,13 @@ class JobRequest(Model):
     dry_run: bool = Field(False, description="Whether to count only, and change nothing.")
 
 
+class JobQuery(Model):
+    """The jobs to list."""
+
+    limit: int = Field(_LIMIT, ge=1, le=_LIMIT_MAX)
+    cursor: UUID | None = Field(None, description=_CURSOR)
+
+
 class JobPart(Model):
     """Deliveries that have the domain of the recipient, the tier and the state in common."""
 
@@ -117,6 +126,7 @@ class JobList(Model):
     """The jobs of the last 30 days that the token may see, the newest first."""
 
     jobs: list[JobDetail]
+    next: str | None = Field(description="The cursor of the next page; null on the last one.")
 
 
 def _detail(found: View) -> JobDetail:
@@ -159,7 +169,7 @@ class JobRoutes:
             Route(
                 method="GET", path="/jobs", permission=see, operation="listJobs", summary="List jobs",
                 text="Lists the jobs of the last 30 days, those of the token and those about its domains only.",
-                handler=self.list, answer=JobList,
+                handler=self.list, query=JobQuery, answer=JobList, example="limit=10",
             ),
             Route(
                 method="POST", path="/jobs", permission=see, operation="startJob", summary="Start a job",
@@ -187,10 +197,14 @@ class JobRoutes:
             ),
         )  # fmt: skip
 
-    def list(self, caller: Caller) -> JobList:
+    def list(self, caller: Caller, query: JobQuery) -> JobList:
         """GET /jobs."""
-        visible = (each for each in self._masses.newest() if self._masses.rights.may_see(caller.member, each.mass))
-        return JobList(jobs=[*map(_detail, visible)])
+        try:
+            found = self._masses.visible(caller.member, query.limit + 1, query.cursor)
+        except NotFound as error:
+            raise invalid(FieldProblem(name="cursor", detail=_CURSOR)) from error
+        shown = [_detail(each) for each in found[: query.limit]]
+        return JobList(jobs=shown, next=shown[-1].id if len(found) > query.limit else None)
 
     def show(self, caller: Caller, id: str) -> JobDetail:
         """GET /jobs/{id}."""
