@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # pytest keeps its rewritten modules in .pyc files; without them each worker takes six seconds more to collect.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo quick test check check-english catalogues docs release test-system test-faults mutants bench wheel clean
+.PHONY: help install demo quick test check check-english catalogues docs site release test-system test-faults mutants bench wheel clean
 
 help:
 	@echo "make demo          the whole path on this machine, with sample mail"
@@ -16,6 +16,7 @@ help:
 	@echo "make check-english words that the prose avoids"
 	@echo "make catalogues    quarantine.pot and the catalogues from code and templates"
 	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
+	@echo "make site          dist/site, the documentation as a site that needs no server"
 	@echo "make release       the date of CHANGELOG.md's newest section, the version, the hashes of all files"
 	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium, firefox-esr; short fault tests"
 	@echo "make test-faults   the long reliability tests"
@@ -50,6 +51,9 @@ check: install
 check-english: install
 	$(BIN)/python -m tools.english
 
+site: install
+	$(BIN)/zensical build --strict
+
 release: install
 	$(BIN)/python -m tools.version release
 
@@ -78,4 +82,4 @@ wheel: install
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv var dist build mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .cache var dist build mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

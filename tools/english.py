@@ -30,7 +30,14 @@ LOOKED_AT = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md"),
 )
 # Translations, data of tests, this list itself, and a page that is generated from portal/settings.py.
-NOT_LOOKED_AT = ("portal/locale", "tests/data", "tools/english.toml", "docs/settings.md", "portal/policy/freemail.txt")
+NOT_LOOKED_AT = (
+    "portal/locale",
+    "tests/data",
+    "tools/english.toml",
+    "docs/settings.md",
+    "docs/assets",
+    "portal/policy/freemail.txt",
+)
 
 # Code between two pieces of prose: neither white space nor part of a word, so that nothing is found across it.
 _CODE = "\x00"

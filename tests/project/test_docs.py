@@ -145,10 +145,19 @@ def test_every_metric_is_explained_and_every_explained_metric_exists() -> None:
     assert not {path.name: names - metrics for path, names in named.items() if names - metrics}
 
 
-def test_every_document_that_another_one_links_to_exists() -> None:
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as views of repositories make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    texts = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w -]", "", text).replace(" ", "-") for text in texts}
+
+
+def test_every_document_and_heading_that_another_one_links_to_exists() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^)#:]*)\)", page.read_text("utf-8")):
+            file = page.parent / target if target else page
+            assert file.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in _anchors(file), f"{page.name} links to {target}#{anchor}"
 
 
 # ---- commands in the documents
