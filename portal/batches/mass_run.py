@@ -103,6 +103,13 @@ class MassActs:
         log.info("mass act confirmed id=%s act=%s deliveries=%d by=%s", job.id, mass.act, mass.total, actor.who)
         return job
 
+    def made(self, actor: Actor, form: UUID) -> View | None:
+        """Return the mass act that this form has started, None if it has not."""
+        try:
+            return self.get(uuid5(form, actor.who))
+        except NotFound:
+            return None
+
     def retry_failed(self, found: View, actor: Actor, member: Member | None = None) -> Job:
         """Queue a mass act for the failed releases of another one, and return its job.
 

@@ -278,7 +278,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/statistics/tiers.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_tiers)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("GET", "/admin/tokens", console.route(Permission.READ_AUDIT, tokens.show)),
-        ("POST", "/admin/tokens", console.route(Permission.MANAGE_STAFF, tokens.change, "/admin/tokens")),
+        ("POST", "/admin/tokens", console.route(Permission.READ_AUDIT, tokens.change, "/admin/tokens")),
         ("GET", SECOND_FACTOR, console.route(Permission.SEE_ENVELOPE, second_factor.show, factor=False)),
         ("POST", SECOND_FACTOR, console.route(Permission.SEE_ENVELOPE, second_factor.act, SECOND_FACTOR, factor=False)),
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),

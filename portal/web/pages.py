@@ -61,7 +61,9 @@ class Pages:
         self.parts = parts
         # Rspamd waits five seconds for an answer, a mail server or the reader of messages may take longer. So releases
         # occupy at most a quarter of the threads, previews half, and the rest is always free for Rspamd.
-        self._releases = threading.Semaphore(max(1, threads // 4))
+        places = max(1, threads // 4)
+        self._releases = threading.Semaphore(places)
+        self._at_once = max(1, places - 1)  # of a request for several messages: one is left for other requests
         self.previews = threading.Semaphore(max(1, threads // 2))
         # Checks of passwords: Dovecot delays its answer to a wrong one by seconds.
         self.password_checks = threading.Semaphore(max(1, min(2, threads // 4)))
@@ -239,7 +241,7 @@ class Pages:
 
         places = 0
         try:
-            while places < len(deliveries) and self._releases.acquire(blocking=False):
+            while places < min(len(deliveries), self._at_once) and self._releases.acquire(blocking=False):
                 places += 1
             yield from in_parallel(self.parts.actions, release, deliveries, max(1, places), stopped=stopped)
         finally:
@@ -259,7 +261,7 @@ class Pages:
 
         places = 0
         try:
-            while places < len(deliveries) and self._releases.acquire(blocking=False):
+            while places < min(len(deliveries), self._at_once) and self._releases.acquire(blocking=False):
                 places += 1
             if deliveries and not places:
                 raise Busy("too many releases wait for the mail server")

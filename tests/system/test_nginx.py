@@ -236,6 +236,17 @@ def test_a_portal_that_is_down_gets_an_error_with_the_security_headers() -> None
         check_headers(answer)
 
 
+def test_programs_get_the_errors_of_nginx_as_json(portal: Portal) -> None:
+    request = b"POST /quarantine/api/v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\n"
+    answers = {413: raw(portal.nginx.https, request, tls=True)}
+    with folder() as home, Nginx(home, f"unix:{home}/nobody.sock").running() as nginx:
+        answers[503] = fetch(nginx.public_url + "/api/v1/jobs")
+    for status, answer in answers.items():
+        assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
+        assert json.loads(answer.body)["status"] == status and json.loads(answer.body)["detail"]
+        check_headers(answer)
+
+
 def test_one_client_cannot_have_more_than_32_requests_at_once() -> None:
     with folder() as home:
         path = home / "silent.sock"

@@ -13,10 +13,11 @@ from digest.housekeeping import run_mass_acts
 from portal.assemble import Parts
 from portal.batches.mass import MassAct
 from portal.model.audit import AuditFilter
+from portal.model.errors import StoreUnavailable
 from portal.model.message import State, Tier
 from portal.model.staff import EVERYWHERE, Role
 from portal.model.statistics import Count
-from tests.builders import ALICE, BOB, MALLORY, hold, now, rule
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold, now, rule
 from tests.smtp_server import SmtpServer
 from tests.web.test_api import CAROL, DOMAINS, Client, client
 from tests.web_client import Answer, Site
@@ -186,6 +187,34 @@ def test_the_same_start_with_the_same_key_is_one_job(site: Site) -> None:
     site.now = now()
     answers = [program.post("/jobs", RELEASE, headers={"Idempotency-Key": "k"}) for _ in range(2)]
     assert answers[0].body == answers[1].body and len(done(program.get("/jobs"))["jobs"]) == 1
+
+
+def test_a_job_whose_answer_was_not_recorded_is_not_begun_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = site.hold(recipients=(ALICE,))
+    program, key = client(site), {"Idempotency-Key": "k"}
+
+    def died(*_: Any) -> None:
+        raise StoreUnavailable("the process died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(site.store.idempotency), "finish", died)
+        assert program.post("/jobs", RELEASE, headers=key).status == 503
+    assert program.post("/jobs", RELEASE, headers=key).status == 409
+    [job] = done(program.get("/jobs"))["jobs"]
+    site.parts.actions.release(held.id, 0, BY_OPERATOR)
+    site.pass_time(seconds=91)
+    again = done(program.post("/jobs", RELEASE, headers=key))
+    assert (again["job"]["id"], again["count"]) == (job["id"], 0)
+    assert len(done(program.get("/jobs"))["jobs"]) == 1
+
+
+def test_an_act_without_a_body_is_repeated_safely_as_well(site: Site) -> None:
+    program, key = client(site), {"Idempotency-Key": "k"}
+    added = done(program.post("/rules", {"scope": ALICE, "sender": "a.example", "effect": "block"}))
+    path = f"/rules/{added['rule']['id']}/remove"
+    first = program.post(path, {}, headers=key)
+    assert first.status == 200 and program.post(path, {}, headers=key).body == first.body
+    assert program.post(path, {}).status == 409
 
 
 # ---- rules

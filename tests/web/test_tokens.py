@@ -10,7 +10,10 @@ import pytest
 
 from portal.assemble import Parts
 from portal.model.audit import AuditFilter
+from portal.model.message import new_id
 from portal.model.staff import EVERYWHERE, Role
+from portal.model.token import Scope
+from portal.policy.tokens import TokenRequest
 from portal.web.auth.session import FRESH
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
 from tests.web.test_staff import ADMINISTRATOR, AUDITOR, DOMAINS, OF_THE_DOMAIN, Person, sign_in
@@ -132,6 +135,19 @@ def test_what_cannot_be_done_is_said_above_the_form_which_keeps_what_was_typed(
     assert answer.status == 400 and 'role="alert" id="error"' in answer.text and words in answer.text
     assert ('value="Weekly"' in answer.text) == ("name" not in typed)
     assert not site.store.tokens.all()
+
+
+def test_auditors_revoke_their_own_tokens_and_no_others(site: Site) -> None:
+    browser, administrator = sign_in(site, AUDITOR), sign_in(site, Person(BOB, Role.ADMINISTRATOR))
+    wanted = TokenRequest("Own", Role.AUDITOR, EVERYWHERE, Scope.READ, 9)
+    own, other = new_id(), new_id()
+    assert site.parts.tokens.create(own, MALLORY, wanted, BY_OPERATOR, site.now)
+    secret_of(create(administrator, form=str(other)))
+    assert browser.get("/admin/tokens").text.count('value="revoke"') == 1
+    for token, status in ((other, 403), (own, 303)):
+        form = {"form_token": browser.form_token(), "change": "revoke", "token": str(token)}
+        assert browser.post("/admin/tokens", form).status == status
+    assert [each.id for each in site.store.tokens.all() if each.revoked_at] == [own]
 
 
 def test_tokens_are_created_only_after_a_fresh_sign_in_and_revoked_always(site: Site) -> None:

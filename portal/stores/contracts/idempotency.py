@@ -22,9 +22,10 @@ class IdempotencyKeys(ABC):
         """
 
     @abstractmethod
-    def finish(self, key_sha256: bytes, answer: bytes) -> None:
-        """Keep the answer."""
+    def finish(self, key_sha256: bytes, begun_at: datetime, answer: bytes) -> None:
+        """Keep the answer to the request that `begin` recorded at this time. It does nothing for one that took so long
+        that the same request has begun again."""
 
     @abstractmethod
-    def forget(self, key_sha256: bytes) -> None:
-        """Forget a request that had no effect."""
+    def forget(self, key_sha256: bytes, begun_at: datetime) -> None:
+        """Forget such a request that had no effect."""

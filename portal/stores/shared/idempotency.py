@@ -11,6 +11,7 @@ from portal.stores.shared.session import Engine
 
 _SELECT = "select request_sha256, begun_at, answer from idempotency_key where key_sha256 = :key"
 _DELETE = "delete from idempotency_key where key_sha256 = :key"
+_SAME = "where key_sha256 = :key and begun_at = :begun_at and answer is null"
 _INSERT = "insert into idempotency_key (key_sha256, request_sha256, begun_at) values (:key, :request, :now)"
 
 
@@ -38,11 +39,11 @@ class SqlIdempotencyKeys(IdempotencyKeys):
             session.execute(_INSERT, key=key_sha256, request=request_sha256, now=now)
         return None
 
-    def finish(self, key_sha256: bytes, answer: bytes) -> None:
-        update = "update idempotency_key set answer = :answer where key_sha256 = :key"
+    def finish(self, key_sha256: bytes, begun_at: datetime, answer: bytes) -> None:
+        update = f"update idempotency_key set answer = :answer {_SAME}"
         with self._engine.writing() as session:
-            session.execute(update, answer=answer, key=key_sha256)
+            session.execute(update, answer=answer, key=key_sha256, begun_at=begun_at)
 
-    def forget(self, key_sha256: bytes) -> None:
+    def forget(self, key_sha256: bytes, begun_at: datetime) -> None:
         with self._engine.writing() as session:
-            session.execute(_DELETE, key=key_sha256)
+            session.execute(f"delete from idempotency_key {_SAME}", key=key_sha256, begun_at=begun_at)

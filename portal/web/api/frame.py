@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
+from uuid import UUID, uuid4, uuid5
 
 from bottle import HTTPError, HTTPResponse
 from pydantic import ValidationError
@@ -98,11 +100,12 @@ class Api:
         if route.body is not None:
             body = _content(request)
             given["body"] = _parsed(route.body, body)
-        answer = partial(route.handler, caller, **given)
-        if route.body is None or not request.has_header("Idempotency-Key"):
-            return _json(_encoded(answer()))
-        key = request.header("Idempotency-Key")
-        return self._once(caller, key, f"{request.path}?{request.query_string} ".encode() + body, answer)
+        if not route.is_act or not request.has_header("Idempotency-Key"):
+            return _json(_encoded(route.handler(caller, **given)))
+        key = _key(request.header("Idempotency-Key"))
+        content = f"{request.path}?{request.query_string} ".encode() + body
+        caller = replace(caller, request=uuid5(caller.token, f"{key} {hashlib.sha256(content).hexdigest()}"))
+        return self._once(caller.token, key, content, partial(route.handler, caller, **given))
 
     # ---- who calls
 
@@ -119,7 +122,7 @@ class Api:
                 WWW_Authenticate='Bearer error="invalid_token"' if found else "Bearer",
             )
         self._check(self._requests, str(member.token.id))
-        return Caller(member, member.acting_from(request.peer), member.token.id)
+        return Caller(member, member.acting_from(request.peer), member.token.id, uuid4())
 
     def _check(self, limit: RequestLimit, name: str) -> None:
         seconds = limit.wait_seconds(name)
@@ -129,25 +132,30 @@ class Api:
 
     # ---- requests that are sent again
 
-    def _once(self, caller: Caller, key: str, request: bytes, answer: Any) -> HTTPResponse:
+    def _once(self, token: UUID, key: str, request: bytes, answer: Callable[[], Model]) -> HTTPResponse:
         """Answer a request with an idempotency key (draft-ietf-httpapi-idempotency-key-header-07): a repetition gets
         the first answer again, and has no effect."""
-        match = _KEY.fullmatch(key.strip())
-        if match is None:
-            name = "Idempotency-Key"
-            raise invalid(FieldProblem(name=name, detail="Use at most 255 visible ASCII characters, like a UUID."))
-        key_sha256 = hashlib.sha256(f"{caller.token} {match[1]}".encode()).digest()
-        keys = self._store.idempotency
-        kept = keys.begin(key_sha256, hashlib.sha256(request).digest(), self._pages.now())
+        key_sha256 = hashlib.sha256(f"{token} {key}".encode()).digest()
+        keys, now = self._store.idempotency, self._pages.now()
+        kept = keys.begin(key_sha256, hashlib.sha256(request).digest(), now)
         if kept is not None:
             return _json(kept)
         try:
             content = _encoded(answer())
         except BaseException:
-            keys.forget(key_sha256)
+            keys.forget(key_sha256, now)
             raise
-        keys.finish(key_sha256, content)
+        keys.finish(key_sha256, now, content)
         return _json(content)
+
+
+def _key(header: str) -> str:
+    """Return the key of an Idempotency-Key header. Raises 422."""
+    match = _KEY.fullmatch(header.strip())
+    if match is None:
+        detail = "Use at most 255 visible ASCII characters, like a UUID."
+        raise invalid(FieldProblem(name="Idempotency-Key", detail=detail))
+    return match[1]
 
 
 def _query(model: type[Model] | None, query_string: str) -> Model | None:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated
 from urllib.parse import urlencode
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from pydantic import AfterValidator, Field
 
@@ -219,6 +219,8 @@ class JobRoutes:
         wanted = search.filter(self._parts, caller.member)
         with self._pages.searching():
             found = self._masses.dry_run(act, wanted, caller.member)
+        if not body.dry_run and (made := self._masses.made(caller.actor, caller.request)):
+            return _started(found, _detail(made))
         if body.dry_run or not found.count:
             return _started(found, None)
         query = urlencode(search.texts(), doseq=True)
@@ -233,7 +235,7 @@ class JobRoutes:
             hold_back=body.hold_back,
             notify=body.notify,
         )
-        job = self._masses.start(mass, caller.actor, uuid4(), timedelta())
+        job = self._masses.start(mass, caller.actor, caller.request, timedelta())
         return _started(found, _detail(self._masses.get(job.id)))
 
     def retry(self, caller: Caller, id: str) -> JobDetail:

@@ -104,7 +104,7 @@ class Document:
         for name, each in route.names.items():
             pattern = {"type": "string", "pattern": f"^{each.pattern}$"}
             yield Parameter(name, "path", each.description, pattern, True, each.example)
-        if route.body is not None:
+        if route.is_act:
             visible = {"type": "string", "minLength": 1, "maxLength": 257, "pattern": '^"?[\\x21\\x23-\\x7e]+"?$'}
             yield Parameter("Idempotency-Key", "header", _KEY_TEXT, visible, False)
         if route.query is None:

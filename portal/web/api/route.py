@@ -38,6 +38,7 @@ class Caller:
     member: Member
     actor: Actor
     token: UUID
+    request: UUID  # the same for a request that is sent again with its idempotency key
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class Route:
     body: type[Model] | None = None
     names: Mapping[str, Name] = field(default_factory=dict)
     example: str = ""  # the query string, or the JSON of the body
+
+    @property
+    def is_act(self) -> bool:
+        """True if the route changes something, so that a client may want to send a request again safely."""
+        return self.method != "GET"
 
     @property
     def rule(self) -> str:
