@@ -20,10 +20,12 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from portal.assemble import Parts, assemble
+from portal.model.message import Symbol
 from portal.settings import load_from
+from tests.builders import ALICE
 from tests.system import gallery
 from tests.system.conftest import CHROMIUM
-from tests.system.local_site import LocalSite, local_site, read_mail
+from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
 from tests.system.samples import hold_samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,7 @@ def main(folder: Path) -> None:
                     with page_of(browser, width, scheme) as page:
                         read_mail(page, mail)
                         save(page, folder / f"digest-{language}-{name}.png")
+        take_tutorial(browser, folder)
         with tempfile.TemporaryDirectory() as parts:
             for language in gallery.LANGUAGES:
                 with site_in(language, mail__admin_address="postmaster@example.org") as site:
@@ -62,6 +65,39 @@ def main(folder: Path) -> None:
         browser.close()
     if folder == ROOT / "docs/images":
         gallery.describe(ROOT / "docs/pictures.md")
+
+
+def take_tutorial(browser: Browser, folder: Path) -> None:
+    """Take the pictures of docs/tutorial.md, of the message there, and those of README.md."""
+    with site_in("en", mail__admin_address="postmaster@example.org") as site:
+        sender, subject = "orders@shoes.example.net", "Your order 4711 has been shipped"
+        site.hold(
+            recipients=(ALICE,),
+            header_from=f"Shoe Shop <{sender}>",
+            envelope_sender=sender,
+            subject=subject,
+            score=15.4,
+            symbols=(Symbol("BAYES_SPAM", 5.1),),
+        )
+        with page_of(browser, 640, "light") as page:
+            read_mail(page, mail := site.digest())
+            save(page, folder / "tutorial-digest.png")
+        with page_of(browser, PHONE, "light") as page:
+            read_mail(page, mail)
+            page.get_by_role("link", name="Release").first.click()
+            save(page, folder / "tutorial-release.png")
+            page.get_by_role("button", name="Release to inbox").click()
+            save(page, folder / "tutorial-released.png")
+    with (
+        site_in("en", mail__admin_address="postmaster@example.org") as site,
+        page_of(browser, DESKTOP, "light") as page,
+    ):
+        hold_samples(site, "en")
+        read_mail(page, site.digest())
+        save(page, folder / "readme-digest.png", highest=900)
+        sign_in(site, page.context)
+        page.goto(site.parts.settings.public_url)
+        save(page, folder / "readme-list.png")
 
 
 @contextmanager
@@ -96,13 +132,13 @@ def page_of(browser: Browser, width: int, scheme: Any) -> Iterator[Page]:
     context.close()
 
 
-def save(page: Page, path: Path) -> None:
-    """Save a picture of the whole page with few colours, so that the file is small."""
+def save(page: Page, path: Path, highest: float = 10_000) -> None:
+    """Save a picture of the whole page, or of its first pixels, with few colours, so that the file is small."""
     box = page.locator("html").bounding_box()
     assert box is not None
     # As high as the page, or elements at the window's lower edge would appear in the middle of the page.
     page.set_viewport_size({"width": int(box["width"]), "height": int(box["height"]) + 1})
-    page.screenshot(path=path)
+    page.screenshot(path=path, clip={**box, "height": min(box["height"], highest)})
     subprocess.run(["pngquant", "--force", "--ext", ".png", "--speed", "1", "48", path], check=True)
     print(f"{path}  {path.stat().st_size:,} octets")
 
