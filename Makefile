@@ -32,7 +32,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python deploy/demo.py
+	$(BIN)/python tools/demo.py
 
 quick: install
 	$(BIN)/pytest -n auto --quick -m "not system and not faults"
@@ -80,6 +80,7 @@ bench: install
 
 wheel: install
 	$(BIN)/python -m build --wheel
+	cp constraints.txt dist/
 
 clean:
 	rm -rf .venv .cache var dist build mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

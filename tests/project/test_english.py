@@ -135,7 +135,7 @@ def test_every_package_is_checked_and_translations_are_not() -> None:
     names = {path.as_posix() for path in files()}
     assert {
         *("portal/__init__.py", "portal/stores/files/store.py", "digest/run.py", "tests/faults/victim.py"),
-        *("bench/bare.py", "deploy/demo.py", "deploy/nginx/quarantine.conf", "tools/english.py", "quarantine.sql"),
+        *("bench/bare.py", "tools/demo.py", "deploy/nginx/quarantine.conf", "tools/english.py", "quarantine.sql"),
         *("templates/web/list.html", "templates/mail/digest/body.txt", "templates/web/static/link.js", "uwsgi.ini"),
         *("docs/operate.md", "docs/decisions/links.md", "README.md", "CHANGELOG.md", "Makefile", ".ci/run"),
     } <= names

@@ -39,7 +39,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def older(home: Path) -> Path:
     """Make a checkout of an older version: another number, other code, and a module that was removed later."""
     checkout = home / "older"
-    for name in (*PRODUCT, "pyproject.toml", "README.md", "LICENSE"):
+    for name in (*PRODUCT, "pyproject.toml", "README.md", "LICENSE", "LICENSE-UNICODE"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -97,6 +97,7 @@ def test_the_installed_wheel_runs_by_itself(venv: Path, other_portal: Portal) ->
         assert (shipped / name).is_file(), name
     files = {path.relative_to(ROOT / "deploy") for path in (ROOT / "deploy").rglob("*.*") if "pycache" not in str(path)}
     assert files and all((shipped / "deploy" / file).exists() for file in files)
+    assert not list((shipped / "deploy").rglob("*.py"))  # a program would need a library that only development has
 
     other_portal.bin, other_portal.ini = venv, shipped / "uwsgi.ini"
     other_portal.environment["PATH"] = f"{venv}:/usr/bin:/bin"
