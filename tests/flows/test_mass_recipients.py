@@ -16,7 +16,7 @@ from digest.notices import send_notices
 from digest.run import send_all, send_due
 from portal.batches.batch import Act, Outcome
 from portal.batches.mass import MassAct, Status
-from portal.model.errors import StoreUnavailable
+from portal.model.errors import RelayRefused, StoreUnavailable
 from portal.model.message import Filter, Reader, State, Symbol, Tier
 from portal.model.schedule import Preferences
 from portal.model.staff import Role
@@ -245,6 +245,27 @@ def test_each_recipient_gets_one_mail_with_the_number_and_the_reason(
         assert "Secret" not in text and site.parts.domains.site.public_url in text
     run_mass_acts(site.parts, site.now + 2 * LEASE)
     assert sent_mails(site) == []
+
+
+def test_the_mail_counts_what_the_mail_server_has_accepted(
+    site: Site, relay: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portal.batches.mass_mail._RECIPIENTS", 1)
+    hold(site, 3)
+    later = site.hold(recipients=(BOB,))
+    monkeypatch.setattr("portal.batches.mass_run.AT_ONCE", 1)  # the newest first
+    relay.script["BODY"] = ["451 4.3.0 later", "250 ok", "554 5.7.1 no", "451 4.3.0 later"]
+    job = choose(site, notify=True)
+    site.now += MINUTE
+    run(site, job)
+    [(to, text)] = sent_mails(site)
+    assert (to, "Number of messages: 1" in text, "Still being delivered: 1. A message" in text) == (ALICE, True, True)
+    relay.script["BODY"] = ["554 5.7.1 no"]
+    site.now += MINUTE
+    with suppress(RelayRefused):
+        site.parts.actions.retry(later.id, 0)
+    assert site.state(later) is State.HELD
+    assert mails_of(site, job) == [], "nothing was released to Bob"
 
 
 @pytest.mark.parametrize(

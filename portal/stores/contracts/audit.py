@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
 from portal.model.audit import AuditEntry, AuditFilter
-from portal.model.message import Actor
+from portal.model.message import Actor, State
 
 
 class Audit(ABC):
@@ -31,17 +31,16 @@ class Audit(ABC):
         self,
         actor: Actor,
         act: str,
-        failed: Collection[str],
         since: datetime,
         limit: int,
         *,
         after: str = "",
         subjects: Collection[str] | None = None,
-    ) -> Sequence[tuple[str, int]]:
-        """Return how often an actor did something for each subject since a time, sorted by subject, beginning after the
-        subject ``after``, or only for these ``subjects``.
+    ) -> Mapping[str, Mapping[State | None, int]]:
+        """Return to how many deliveries of each subject an actor did something since a time, by their state now.
 
-        The way of the actor (`Actor.via`) must be the same. An act of ``failed`` takes one of the others back.
+        At most ``limit`` subjects, sorted, beginning after the subject ``after``, or only these ``subjects``. The way
+        of the actor (`Actor.via`) must be the same. Deliveries that were removed have the state None.
         """
 
     @abstractmethod

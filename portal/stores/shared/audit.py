@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from portal.model.audit import AuditEntry, AuditFilter
-from portal.model.message import Actor, ActorKind, DeliveryId, Event, first_id
+from portal.model.message import Actor, ActorKind, DeliveryId, Event, State, first_id
 from portal.stores.contracts import Audit
 from portal.stores.journal import audit_line
 from portal.stores.shared.session import Engine, Row, Session
@@ -57,29 +57,34 @@ class SqlAudit(Audit):
         self,
         actor: Actor,
         act: str,
-        failed: Collection[str],
         since: datetime,
         limit: int,
         *,
         after: str = "",
         subjects: Collection[str] | None = None,
-    ) -> Sequence[tuple[str, int]]:
-        number = "sum(case when act = :act then 1 else -1 end)"
-        among = "subject > :after" if subjects is None else "subject in :subjects"
+    ) -> Mapping[str, Mapping[State | None, int]]:
+        acts = "from audit where actor = :who and via = :via and id >= :since_id and act = :act"
+        among = f"in (select distinct subject {acts} and subject > :after order by subject limit :limit)"
+        if subjects is not None:
+            among = "in :subjects"
         with self._engine.reading() as session:
             rows = session.many(
-                f"select subject, {number} from audit where actor = :who and via = :via and id >= :since_id"
-                f" and act in :acts and {among} group by subject having {number} > 0 order by subject limit :limit",
+                "select a.subject, d.state, count(*)"
+                f" from (select distinct subject, message_id, number {acts} and subject {among}) a"
+                " left join delivery d on d.message_id = a.message_id and d.number = a.number"
+                " group by a.subject, d.state order by a.subject",
                 actor,
                 who=actor.who,
                 act=act,
-                acts=[act, *failed],
                 since_id=first_id(since),
                 after=after,
                 subjects=list(subjects or ()),
                 limit=limit,
             )
-        return [(subject, int(count)) for subject, count in rows]
+        found: dict[str, dict[State | None, int]] = {}
+        for subject, state, count in rows:
+            found.setdefault(subject, {})[State(state) if state else None] = count
+        return found
 
     def expire(self, before: datetime) -> int:
         count, removed = 0, _BATCH
