@@ -38,7 +38,7 @@ from digest.outcomes import Progress as RunProgress
 from digest.outcomes import Summary
 from digest.stopping import Pace, Stopped
 from portal import __version__
-from portal.assemble import Parts, assemble, log_as_chosen, log_to_stderr
+from portal.assemble import Parts, assemble, close_outcomes, log_as_chosen, log_to_stderr
 from portal.batches.parallel import retry_due
 from portal.digests.compose import DELIVERIES
 from portal.model.clock import utc_now
@@ -216,9 +216,7 @@ def _shut_down(scheduler: BlockingScheduler, parts: Parts) -> None:
         shutdown = threading.Thread(target=scheduler.shutdown, daemon=True)
         shutdown.start()
         shutdown.join(GRACE_SECONDS)
-        closing = threading.Thread(target=parts.store.close_outcomes, daemon=True)
-        closing.start()
-        closing.join(GRACE_SECONDS / 4)
+        close_outcomes(parts.store, GRACE_SECONDS / 4)
     log.info("stopped")
     logging.shutdown()
     os._exit(0)  # a normal exit would wait for every thread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -124,6 +125,13 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         recipients=Recipients(store, people, domains),
         forgetting=Forgetting(store, people, rulebook, staff),
     )
+
+
+def close_outcomes(store: Store, seconds: float) -> None:
+    """Call `Store.close_outcomes`, but wait at most ``seconds``: the process ends, and the store may be unavailable."""
+    closing = threading.Thread(target=store.close_outcomes, daemon=True)
+    closing.start()
+    closing.join(seconds)
 
 
 def log_to_stderr() -> None:

@@ -11,8 +11,9 @@ import logging
 import sys
 import threading
 from collections.abc import Iterable
+from functools import partial
 
-from portal.assemble import assemble, log_as_chosen, log_to_stderr
+from portal.assemble import assemble, close_outcomes, log_as_chosen, log_to_stderr
 from portal.model.errors import QuarantineError, SettingsError, StoreUnavailable, StoreUnusable
 from portal.settings import Settings, load
 from portal.web import Application, StartResponse, create_app
@@ -20,14 +21,21 @@ from portal.web.request import Environ
 
 log = logging.getLogger("quarantine.web")
 
+_CLOSING_SECONDS = 2  # for what is not recorded yet when a worker ends
 _NO_APP = 22  # uWSGI's own exit status of a worker that could not load its application: with need-app the master exits
 
 
-def _threads() -> int:
-    """Return the number of threads of this worker."""
+def _created(settings: Settings) -> Application:
+    """Return the application of this worker, which records what it counted when it ends.
+
+    Raises StoreUnavailable, StoreUnusable.
+    """
     import uwsgi  # exists only in programs that uWSGI runs
 
-    return int(uwsgi.opt.get("threads", b"1"))
+    parts = assemble(settings, create=True)
+    app = create_app(parts, int(uwsgi.opt.get("threads", b"1")))
+    uwsgi.atexit = partial(close_outcomes, parts.store, _CLOSING_SECONDS)
+    return app
 
 
 class LazyApplication:
@@ -39,7 +47,7 @@ class LazyApplication:
         self._app: Application | None = None
         self._opening = threading.Lock()
         try:
-            self._app = create_app(assemble(settings, create=True), _threads())
+            self._app = _created(settings)
         except StoreUnavailable as error:
             log.error("started without the store: %s", error)
 
@@ -67,7 +75,7 @@ class LazyApplication:
             return None
         try:
             if self._app is None:
-                self._app = create_app(assemble(self._settings, create=True), _threads())
+                self._app = _created(self._settings)
                 log.info("the store is available")
         except QuarantineError as error:
             log.error("still without the store: %s", error)

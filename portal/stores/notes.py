@@ -178,6 +178,7 @@ REPORTED: Note[Reported] = Note(
     lambda text: Reported((found := json.loads(text))[0], tuple(found[1:])),
 )
 SIZES = Note("store.sizes", _measurement_to_text, _measurement_from_text)
+SIZES_FAILED = Note("store.sizes_failed", datetime.isoformat, datetime.fromisoformat)  # not counted before
 STATISTICS_DUE = Note("statistics.due", datetime.isoformat, datetime.fromisoformat)  # the next count
 # The ids for which the names of attachments were read (`digest.attachments`); None: for none yet.
 NAMES_READ: Note[IdRange | None] = Note(

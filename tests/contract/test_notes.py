@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -25,16 +27,39 @@ def test_what_is_counted_while_somebody_waits_is_written_soon(
 ) -> None:
     monkeypatch.setattr(notes, "COUNT_SECONDS", 0.05)
     concurrently(10, lambda number: store.notes.count({"posts": 2, "seconds": 0.25}))
-    for _ in range(200):
-        if second.notes.counters() == {"posts": 20, "seconds": 2.5}:
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("not written")
+    wait_until(lambda: second.notes.counters() == {"posts": 20, "seconds": 2.5})
     monkeypatch.setattr(notes, "COUNT_SECONDS", 60.0)
     store.notes.count({"posts": 1})
     store.close()
     assert second.notes.counters()["posts"] == 21
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_counters_are_written_after_an_unexpected_error(
+    store: Store, second: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notes, "COUNT_SECONDS", 0.01)
+    failed = threading.Event()
+
+    def fails(*_: object) -> None:
+        failed.set()
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as failing:
+        failing.setattr(notes.SqlNotes, "add_counters", fails)
+        store.notes.count({"posts": 1})
+        assert failed.wait(10)
+        wait_until(lambda: all(thread.name != "counters" for thread in threading.enumerate()))
+    store.notes.count({"posts": 2})
+    wait_until(lambda: second.notes.counters().get("posts") == 3)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if is_so():
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not become so")
 
 
 def test_of_many_concurrent_compare_and_sets_one_succeeds(store: Store, second: Store) -> None:

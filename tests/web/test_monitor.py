@@ -18,7 +18,8 @@ from portal import __version__
 from portal.assemble import Parts
 from portal.model.errors import QuarantineError, StoreUnavailable
 from portal.policy.block_map import BlockMap
-from portal.stores.records import Held
+from portal.stores import Store
+from portal.stores.records import Held, Sizes
 from tests.builders import ALICE, BOB, BY_OPERATOR, hold, mail, now
 from tests.paths import ROOT
 from tests.smtp_server import SmtpServer
@@ -124,6 +125,26 @@ def test_what_the_store_has_is_counted_by_the_digest_process(parts: Parts) -> No
     assert metrics(parts)['deliveries_stored{state="held"}'] == 2, "counted a moment ago"
     sizes.measure(parts, at + timedelta(hours=13))
     assert metrics(parts)['deliveries_stored{state="held"}'] == 3
+
+
+def test_a_count_that_failed_is_not_tried_again_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def fails(store: Store) -> Sizes:
+        tries.append(1)
+        raise StoreUnavailable("the time limit was exceeded")
+
+    at = now()
+    hold(parts.store, recipients=[ALICE])
+    with monkeypatch.context() as failing:
+        failing.setattr(type(parts.store), "sizes", fails)
+        with pytest.raises(StoreUnavailable):
+            sizes.measure(parts, at)
+        for minutes in range(1, 5):
+            sizes.measure(parts, at + timedelta(minutes=minutes))
+    assert len(tries) == 1
+    sizes.measure(parts, at + timedelta(minutes=6))
+    assert metrics(parts)['deliveries_stored{state="held"}'] == 1
 
 
 def test_recipients_who_want_no_digests_do_not_count_as_late(parts: Parts) -> None:

@@ -83,6 +83,27 @@ def test_a_client_cannot_have_one_of_our_files_held_as_a_message(start: Start) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_records_what_it_counted_when_it_ends(start: Start, sent: signal.Signals) -> None:
+    home = start("--pidfile", "pid", QUARANTINE_SOCKET="socket")
+    post = HEALTH | {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/quarantine/",
+        "CONTENT_TYPE": "message/rfc822",
+        "CONTENT_LENGTH": "1",
+        "HTTP_X_RSPAMD_RCPT": '["alice@example.org"]',
+    }
+    assert b'"held"' in exchange(f"{home}/socket", packet(post, b"x"))
+    os.kill(int((home / "pid").read_text()), sent)  # the counters are written every ten seconds
+    store, until = open_store(f"files:{home}/store"), time.monotonic() + 5
+    while not (counted := {name for name in store.notes.counters() if name.startswith("seconds.post.")}):
+        assert time.monotonic() < until, "they are lost"
+        time.sleep(0.1)
+    assert len(counted) == 2
+    store.close()
+
+
+@pytest.mark.slow
 def test_the_process_that_reads_messages_has_no_socket_of_uwsgi_and_ends_with_the_service(
     start: Start, tmp_path: Path
 ) -> None:

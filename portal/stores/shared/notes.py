@@ -67,7 +67,8 @@ class SqlNotes(Notes):
     def count(self, amounts: Mapping[str, float]) -> None:
         with self._lock:
             self._counts.update(amounts)  # adds floats as well
-            if self._thread is not None or self._closed.is_set():
+            # An error that nobody expected may have ended it.
+            if (self._thread is not None and self._thread.is_alive()) or self._closed.is_set():
                 return
             self._thread = threading.Thread(target=self._write_later, name="counters", daemon=True)
             try:
