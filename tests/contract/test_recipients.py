@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import time, timedelta
 
 import pytest
 
+from portal.model.audit import Act, AuditEntry
 from portal.model.message import held_at
 from portal.model.schedule import Preferences
 from portal.stores import Store
 from portal.stores.records import Person, QueuedMail
-from tests.builders import ALICE, BOB, MALLORY, hold, now
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold, now
 from tests.contract.helpers import CHOSEN, DAY, HOUR, SECOND, concurrently, delete, send_digest
 
 
@@ -75,6 +77,24 @@ def test_of_20_concurrent_stops_one_queues_its_mail(store: Store, second: Store)
     )
     assert sorted(results) == [False] * 19 + [True]
     assert store.stats(at).mails_waiting == 1
+
+
+def test_a_change_of_many_keeps_the_stop_of_somebody_of_whom_nothing_was_stored(store: Store, second: Store) -> None:
+    at, chosen = now(), Preferences(language="de")
+    own_acts = iter([at])  # Alice stops her digests while the change of many is decided
+
+    def after(person: Person) -> Person:
+        for stopped_at in own_acts:
+            second.recipients.set_digests_stopped(ALICE, stopped_at)
+        return replace(person, preferences=chosen)
+
+    def entry(person: Person) -> AuditEntry:
+        return AuditEntry.new(at, Act.PREFERENCES_SET, BY_OPERATOR, person.recipient)
+
+    assert sorted(store.recipients.change([BOB, ALICE], after, entry)) == [ALICE, BOB]
+    alice = store.recipients.get(ALICE)
+    assert (alice.stopped_at, alice.preferences) == (at, chosen)
+    assert store.recipients.get(BOB).preferences == chosen
 
 
 def test_revoked_links_stay_revoked(store: Store) -> None:

@@ -111,28 +111,43 @@ class SqlRecipients(Recipients):
     def change(
         self, recipients: Sequence[str], after: Callable[[Person], Person], entry: Callable[[Person], AuditEntry]
     ) -> Sequence[str]:
-        upsert = (
-            "insert into recipient (recipient, address, stopped_at, preferences)"
-            " values (:recipient, :recipient, :stopped_at, :preferences) on conflict (recipient) do update set"
-            " stopped_at = excluded.stopped_at, preferences = excluded.preferences, next_digest_at = null"
+        update = (
+            "update recipient set stopped_at = :stopped_at, preferences = :preferences, next_digest_at = null"
+            " where recipient = :recipient"
         )
         ordered, changed = sorted(recipients), list[str]()  # the order in which all transactions lock
         for start in range(0, len(ordered), _BATCH):
             names = ordered[start : start + _BATCH]
-            with self._engine.writing() as session:
-                select = _PERSON + "where recipient in :names order by recipient"
-                rows = session.many_for_update(select, names=names)  # else their own act could be undone
-                before = {name: _nobody(name) for name in names} | {row[0]: _person_from(row) for row in rows}
-                people = [after(each) for each in before.values()]
-                people = [each for each in people if each != before[each.recipient]]
-                if people:
-                    values = ("recipient", "stopped_at", "preferences")
-                    session.execute_all(upsert, [{name: getattr(each, name) for name in values} for each in people])
-                    audit.record(session, [entry(each) for each in people])
-                for each in people:
-                    session.journal(partial(person_line, each))
-            changed += [each.recipient for each in people]
+            has_all = False
+            while not has_all:
+                # A row must exist to be locked. They are added before any is locked: nobody waits for both.
+                known = {each.recipient for each in self.known(names)}
+                missing = [name for name in names if name not in known and after(_nobody(name)) != _nobody(name)]
+                self._add(missing)
+                with self._engine.writing() as session:
+                    select = _PERSON + "where recipient in :names order by recipient"
+                    rows = session.many_for_update(select, names=names)  # else their own act could be undone
+                    before = {row[0]: _person_from(row) for row in rows}
+                    has_all = before.keys() >= set(missing)  # `remove_unused` may have removed some
+                    people = [after(each) for each in before.values()]
+                    people = [each for each in people if each != before[each.recipient]]
+                    if people:
+                        values = ("recipient", "stopped_at", "preferences")
+                        session.execute_all(update, [{name: getattr(each, name) for name in values} for each in people])
+                        audit.record(session, [entry(each) for each in people])
+                    for each in people:
+                        session.journal(partial(person_line, each))
+                changed += [each.recipient for each in people]
         return changed
+
+    def _add(self, recipients: Sequence[str]) -> None:
+        """Add rows of recipients of whom nothing is stored, unless another process did."""
+        if recipients:
+            insert = (
+                "insert into recipient (recipient, address) values (:name, :name) on conflict (recipient) do nothing"
+            )
+            with self._engine.writing(durable=False) as session:
+                session.execute_all(insert, [{"name": name} for name in recipients])
 
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:
         changes = f" set links_valid_from = {later('links_valid_from')}"
