@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.cluster import Cluster
 from tests.faults.serving import OwnPostgres, Portal, SmallDisk
 from tests.faults.standby import Pair
+from tests.system.services import folder
 
 Report = Callable[..., None]
 Serve = Callable[..., Portal]
@@ -107,6 +109,13 @@ def pair() -> Iterator[Pair]:
         servers = Pair(Path(folder))
         yield servers
         servers.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Three database hosts under Patroni, whose database is empty."""
+    with folder() as home, Cluster(home).running() as running:
+        yield running
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -180,6 +180,7 @@ class Senders:
         self._lock = threading.Lock()
         self.acknowledged: dict[int, UUID] = {}
         self.answers: Counter[str] = Counter()  # "200 held", "503", "broken"
+        self.accepted_at: list[float] = []  # the times of the answers 200
         self.failed_at: list[float] = []  # the start times of posts that were not answered 200
         self.failure: BaseException | None = None
 
@@ -207,6 +208,11 @@ class Senders:
     def done(self) -> int:
         return len(self.acknowledged)
 
+    def longest_pause(self, since: float) -> float:
+        """Return the longest time in seconds without an answer 200, from ``since`` (time.monotonic) to the last one."""
+        times = sorted([since, *(at for at in self.accepted_at if at > since)])
+        return max((after - before for before, after in pairwise(times)), default=0.0)
+
     def _run(self, posts: int | None) -> None:
         try:
             while not self._stop.is_set() and not self.failure:
@@ -233,6 +239,7 @@ class Senders:
                 if status == 200:
                     assert body["status"] in ("held", "known")
                     self.acknowledged[number] = UUID(body["id"])
+                    self.accepted_at.append(time.monotonic())
                     return
                 self.failed_at.append(began)
             assert status in (0, 502, 503), f"mail {number} answered {status} {body}"

@@ -1,0 +1,123 @@
+"""Faults of a PostgreSQL that Patroni keeps on three hosts, set up as docs/many-hosts.md says: nothing that was
+answered 200 is lost, and mail is accepted again within Patroni's ttl and five seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import psycopg
+import pytest
+
+from portal.stores import open_store
+from tests.faults.cluster import TTL_SECONDS, Cluster
+from tests.faults.conftest import Report, Serve
+from tests.faults.serving import PATIENCE_SECONDS, Senders, assert_whole
+from tests.faults.test_kills import in_words
+from tests.system.services import wait_for
+
+pytestmark = pytest.mark.timeout(900)
+
+PAUSE_SECONDS = TTL_SECONDS + 5
+WAYS = {"hosts": "all hosts in the URL", "haproxy": "HAProxy", "pgbouncer": "PgBouncer"}
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> str:
+    """The URL of an empty database with our schema, on a cluster with both standbys."""
+    cluster.wait_until_healthy()
+    with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+        connection.execute("drop schema public cascade")
+        connection.execute("create schema public")
+    open_store(cluster.dsn, create=True).close()
+    return cluster.dsn
+
+
+@pytest.mark.system
+def test_the_documented_checks_show_a_healthy_cluster(cluster: Cluster) -> None:
+    cluster.wait_until_healthy()
+    printed = cluster.run_documented("Check the cluster")
+    assert printed.count("is healthy") == 3
+    for role in ("Leader", "Sync Standby", "Replica"):
+        assert printed.count(f"| {role} ") == 1
+    with psycopg.connect(cluster.dsn) as connection:
+        for setting, value in {"wal_keep_size": "4GB", "statement_timeout": "0", "synchronous_commit": "on"}.items():
+            assert connection.execute(f"show {setting}").fetchone() == (value,)
+
+
+@contextmanager
+def way_to(cluster: Cluster, way: str) -> Iterator[str]:
+    """Yield the URL of the database that way: by all hosts' names, HAProxy, or PgBouncer before HAProxy."""
+    if way == "haproxy":
+        with cluster.haproxy() as url:
+            yield url
+    elif way == "pgbouncer":
+        with cluster.pgbouncer() as url:
+            yield url
+    else:
+        yield cluster.dsn
+
+
+def replace_leader(cluster: Cluster, fault: str) -> Callable[[], None]:
+    """Make another host the leader. Return what repairs the old one."""
+    old = cluster.leader()
+    if fault == "switchover":
+        cluster.run_documented("A planned switchover")
+        return lambda: None
+    if fault == "link cut":
+        old.cut_link()
+        return old.mend_link
+    old.kill_database()
+    return old.start_patroni
+
+
+def accepted(senders: Senders, number: int) -> bool:
+    """Return whether this number of mails was accepted in all. Raises the senders' failure."""
+    if senders.failure:
+        raise senders.failure
+    return senders.done >= number
+
+
+CASES = [
+    pytest.param("hosts", "kill", 1, marks=pytest.mark.system),
+    pytest.param("hosts", "switchover", 1, marks=pytest.mark.system),
+    *(
+        pytest.param(way, fault, 2, marks=pytest.mark.faults)
+        for way in ("hosts", "haproxy", "pgbouncer")
+        for fault in ("kill", "link cut", "switchover")
+    ),
+]
+
+
+@pytest.mark.parametrize(("way", "fault", "times"), CASES)
+def test_another_leader_has_all_that_was_acknowledged(
+    cluster: Cluster, database: str, serve: Serve, way: str, fault: str, times: int, report: Report
+) -> None:
+    with way_to(cluster, way) as url:
+        portal = serve(url, workers=2)
+        portal.wait_for_all_workers()
+        senders, pauses = Senders(portal, threads=2), []
+        with senders.sending():
+            for _ in range(times):
+                cluster.wait_until_healthy()
+                old, began, enough = cluster.leader(), time.monotonic(), senders.done + 100
+                repair = replace_leader(cluster, fault)
+                try:
+                    cluster.wait_for_another_leader(old)
+                    wait_for(partial(accepted, senders, enough), PATIENCE_SECONDS)
+                    pauses.append(senders.longest_pause(began))
+                finally:
+                    repair()
+        cluster.wait_until_healthy()
+    longest_seconds = max(pauses)
+    report(
+        f"6 Patroni, {fault}, {WAYS[way]}",
+        f"{times} × another leader, {senders.done:,} messages: {in_words(senders.answers)}; "
+        f"accepted again after at most {longest_seconds:.1f} s",
+        "postgres",
+    )
+    assert portal.tracebacks() == 0
+    assert longest_seconds <= PAUSE_SECONDS
+    assert_whole(database, senders.acknowledged)
