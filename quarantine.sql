@@ -359,8 +359,8 @@ begin
         created_at timestamptz not null,
         recovery text not null,  -- hashes of the recovery codes that were not used, with spaces between them
         last_step bigint not null default 0,  -- of the last right code
-        tries int not null default 0,  -- wrong codes since tries_since
-        tries_since timestamptz
+        tries int not null default 0,  -- wrong codes of the app since the last right one
+        tried_at timestamptz  -- the last wrong one
     );
 
     create table vote (  -- what people say that messages are, see portal/model/vote.py

@@ -25,6 +25,7 @@ from portal.policy.forgetting import Forgetting
 from portal.policy.learning import Learning
 from portal.policy.recipients import Recipients
 from portal.policy.rulebook import Rulebook
+from portal.policy.second_factor import SecondFactors
 from portal.policy.staff import Staff
 from portal.policy.tokens import Tokens
 from portal.rspamd import Rspamd
@@ -52,6 +53,7 @@ class Parts:
     people: Directory
     domains: Domains
     staff: Staff
+    second_factors: SecondFactors
     tokens: Tokens
     rulebook: Rulebook
     recipients: Recipients
@@ -120,6 +122,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         people=people,
         domains=domains,
         staff=staff,
+        second_factors=SecondFactors(store, links, staff, actions),
         tokens=Tokens(store, staff),
         rulebook=rulebook,
         recipients=Recipients(store, people, domains),

@@ -15,6 +15,7 @@ from functools import partial
 
 from portal.assemble import assemble, close_outcomes, log_as_chosen, log_to_stderr
 from portal.model.errors import QuarantineError, SettingsError, StoreUnavailable, StoreUnusable
+from portal.model.log_lines import begin_request
 from portal.settings import Settings, load
 from portal.web import Application, StartResponse, create_app
 from portal.web.request import Environ
@@ -56,9 +57,12 @@ class LazyApplication:
         # uWSGI acts on these variables: UWSGI_POSTFILE makes any readable file the request body, so a POST could store
         # the portal's keys as a held message. Nginx never sends one.
         if any(name.startswith("UWSGI_") for name in environ):
+            begin_request(environ.get("HTTP_X_REQUEST_ID", ""))
             log.warning("refused a request with variables for uWSGI peer=%s", environ.get("REMOTE_ADDR"))
             start_response("400 Bad Request", [("Content-Type", "text/plain; charset=utf-8")])
             return [b"Variables for uWSGI are not accepted.\n"]
+        if self._app is None:
+            begin_request(environ.get("HTTP_X_REQUEST_ID", ""))  # the application itself begins all others
         app = self._app or self._open()
         if app is not None:
             return app(environ, start_response)

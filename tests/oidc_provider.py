@@ -35,7 +35,8 @@ class FakeProvider:
         self.raw_token: str | None = None  # the ID token to send instead
         self.extra: dict[str, Any] = {}  # of the discovery document
         self.requests: list[str] = []
-        self.pause = 0.0  # seconds after each octet of an answer
+        self.pause = 0.0  # seconds after each octet of an answer's body
+        self.header_pause = 0.0  # seconds after each header
         self.is_down = self.has_no_keys = self.has_no_user_info = False
         self._codes: dict[str, dict[str, str]] = {}
         self.issuer = ""
@@ -107,6 +108,10 @@ def running() -> Iterator[FakeProvider]:
             status, value = provider.answer(self.path, form, self.headers.get("Authorization", ""))
             body = json.dumps(value).encode()
             self.send_response(status)
+            for number in range(1000 if provider.header_pause else 0):
+                self.send_header(f"X-Slow-{number}", "x")
+                self.flush_headers()
+                time.sleep(provider.header_pause)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             for octet in body if provider.pause else ():

@@ -19,6 +19,7 @@ from wsgiref.util import setup_testing_defaults
 from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.message import Delivery, DeliveryId, Event, State, Tier
+from portal.policy.second_factor import SecondFactors
 from portal.policy.tokens import Tokens
 from portal.stores.records import Held
 from portal.web import create_app
@@ -143,11 +144,13 @@ class Site:
         # Later than all that the test holds with the real clock, also on a busy machine.
         self.now: datetime = builders.now() + timedelta(seconds=30)
         staff = replace(parts.staff, now=lambda: self.now)
+        actions = replace(parts.actions, now=lambda: self.now)
         self.parts: Parts = replace(
             parts,
-            actions=replace(parts.actions, now=lambda: self.now),
+            actions=actions,
             rulebook=replace(parts.rulebook, now=lambda: self.now),
             staff=staff,
+            second_factors=SecondFactors(parts.store, parts.links, staff, actions),
             tokens=Tokens(parts.store, staff),
         )
         self.store = parts.store

@@ -70,6 +70,7 @@ def run_all() -> list[Finding]:
         findings += _collect(site_failures, settings, store)
         findings += _collect(domain_values, settings, store)
         findings += _collect(staff_roles, settings, store)
+        findings += _collect(sign_in_checks.second_factors, settings, staff_of(settings, store))
         findings += _collect(aliases, settings, store)
     except QuarantineError as error:
         findings.append(Finding(False, "store", str(error)))
@@ -276,9 +277,14 @@ def domain_values(settings: Settings, store: Store) -> Iterator[Finding]:
         )
 
 
+def staff_of(settings: Settings, store: Store) -> Staff:
+    """Return the roles and permissions of a store."""
+    return Staff(settings, store, Domains(settings, store), make_people(settings, store))
+
+
 def staff_roles(settings: Settings, store: Store) -> Iterator[Finding]:
     """Report roles that nobody can use."""
-    staff = Staff(settings, store, Domains(settings, store), make_people(settings, store))
+    staff = staff_of(settings, store)
     for grant in staff.unusable():
         person, role = shown_address(grant.person), grant.role.value
         if staff.is_of_settings(grant):

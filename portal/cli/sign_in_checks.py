@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from portal.cli.finding import Finding
+from portal.model.domains import shown_address
 from portal.openid import ProviderUnavailable, make_providers, redirect_uri
+from portal.policy.staff import Staff
 from portal.settings import Settings
+
+_LISTED = 20  # people
 
 
 def ways(settings: Settings) -> Iterator[Finding]:
@@ -26,6 +30,25 @@ def ways(settings: Settings) -> Iterator[Finding]:
     else:
         text = "nobody can sign in: sign_in.mailed_link is false, and no other method is set (docs/sign-in.md)"
         yield Finding(False, "sign-in", text)
+
+
+def second_factors(settings: Settings, staff: Staff) -> Iterator[Finding]:
+    """Report whose use of the console is as safe as their mailbox only."""
+    people = staff.open_by_mail()
+    if not people:
+        return
+    names = ", ".join(map(shown_address, people[:_LISTED])) + ", …" * (len(people) > _LISTED)
+    if settings.staff.second_factor:
+        text = (
+            "everybody who can read their mail can set it up and open the console. For each, run `quarantine staff "
+            "set-up-code ADDRESS` and give them the code (docs/staff.md)"
+        )
+    else:
+        text = (
+            "everybody who can read their mail can open the console, whatever other ways to sign in there are. Set "
+            "staff.second_factor = true, and have them set it up (docs/staff.md)"
+        )
+    yield Finding(None, "second factor", f"not set up by {names}: {text}")
 
 
 def providers(settings: Settings) -> Iterator[Finding]:

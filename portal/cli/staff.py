@@ -90,10 +90,26 @@ def reset_second_factor(address: str) -> None:
     They set up a new one when they sign in.
     """
     with open_parts() as parts:
-        is_reset = parts.staff.reset_factor(address, current_operator())
+        is_reset = parts.second_factors.reset(address, current_operator())
     if not is_reset:
         raise NotDone(f"{shown_address(identity(address))} has no second factor: check the address")
     click.echo(f"{shown_address(identity(address))}: second factor removed")
+
+
+@staff.command("set-up-code")
+@click.argument("address", type=FILLED, metavar="ADDRESS")
+@guarded
+def set_up_code(address: str) -> None:
+    """Print a code with which a person sets up a second factor.
+
+    It works once, and replaces their present second factor. Give it to the person by telephone, not by mail.
+    """
+    with open_parts() as parts:
+        try:
+            code = parts.second_factors.make_set_up_code(address, current_operator())
+        except BadGrant as error:
+            raise NotDone(f"{error} `quarantine staff list` shows all roles.") from error
+    click.echo(code)
 
 
 def _line(address: str, role: str, host: str | None) -> str:

@@ -8,11 +8,12 @@ import secrets
 from base64 import b32encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 
 STEP_SECONDS = 30  # as every authenticator app assumes
 SALT_OCTETS = 16
+SET_UP_CODE_LIFETIME = timedelta(days=7)
 RECOVERY_CODES = 10
 _RECOVERY_OCTETS = 10  # 80 bits: a fast hash of them is safe
 _MISREAD = str.maketrans("018", "olb")  # digits that base32 does not have
@@ -24,8 +25,19 @@ class FactorOutcome(Enum):
     RIGHT = "right"
     RECOVERED = "recovered"  # a recovery code, which is used up
     WRONG = "wrong"  # also a code that was used before
-    LIMITED = "limited"  # too many wrong codes: the code was not compared
+    LOCKED = "locked"  # wrong, and so many were that no code of the app is compared for a while
+    LIMITED = "limited"  # the code was not compared because of that
+    UNUSABLE = "unusable"  # no code of the app can be right any more: the key of its secret was removed
     MISSING = "missing"  # the person has no second factor
+
+
+@dataclass(frozen=True, slots=True)
+class FactorAnswer:
+    """The answer to a code, with what the person needs to know."""
+
+    outcome: FactorOutcome
+    until: datetime | None = None  # of LOCKED and LIMITED: when codes of the app are compared again
+    left: int = 0  # of RECOVERED: recovery codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +46,20 @@ class SecondFactor:
 
     person: str  # identity
     salt: bytes  # of the secret
-    key: str  # fingerprint of the link key that the secret is derived from
+    key: str  # fingerprint of the link key that the secret is derived from, "" if there is a set-up code instead
     created_at: datetime
     recovery: tuple[str, ...]  # SHA-256 of the recovery codes that were not used, hexadecimal
     last_step: int = field(default=0, compare=False)  # of the last code that was right; not in the journal
+
+    @property
+    def has_app(self) -> bool:
+        """True if an app was set up. Otherwise the only recovery code is the set-up code that an administrator made."""
+        return self.key != ""
+
+    def accepts(self, recovery_sha256: str, now: datetime) -> bool:
+        """Return whether a recovery code, or the set-up code, is right and can be used now."""
+        is_late = not self.has_app and abs(now - self.created_at) > SET_UP_CODE_LIFETIME
+        return recovery_sha256 in self.recovery and not is_late
 
     @property
     def version(self) -> str:
@@ -50,9 +72,9 @@ def time_step(now: datetime) -> int:
     return int(now.timestamp()) // STEP_SECONDS
 
 
-def new_recovery_codes() -> tuple[str, ...]:
+def new_recovery_codes(count: int = RECOVERY_CODES) -> tuple[str, ...]:
     """Return new recovery codes for people, in four groups of four characters."""
-    texts = (b32encode(secrets.token_bytes(_RECOVERY_OCTETS)).decode().lower() for _ in range(RECOVERY_CODES))
+    texts = (b32encode(secrets.token_bytes(_RECOVERY_OCTETS)).decode().lower() for _ in range(count))
     return tuple("-".join(text[start : start + 4] for start in range(0, len(text), 4)) for text in texts)
 
 

@@ -28,13 +28,14 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
+from portal.deadline import Deadline
 from portal.model.text import shown
 from portal.openid import AddressUnverified, Logout, Person, ProviderUnavailable, SignInRefused, Trial
 from portal.settings import OidcSettings, is_safe_url
 
 log = logging.getLogger("quarantine.openid")
 
-_TIMEOUT_SECONDS = 3  # a thread of the worker waits as long
+_TIMEOUT_SECONDS = 3  # for a whole answer: a thread of the worker waits as long
 _MAX_BYTES = 1 << 20
 _FRESH_SECONDS = 3600.0
 _RETRY_SECONDS = 10.0  # forged key ids, and a provider that is down, cause at most one request in this time
@@ -315,41 +316,64 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_opener = urllib.request.build_opener(_NoRedirect)
+class _Connection(http.client.HTTPConnection):
+    """A connection that ends at a deadline, also while the provider sends the status and headers octet by octet."""
+
+    def __init__(self, *values: Any, deadline: Deadline, **named: Any) -> None:
+        super().__init__(*values, **named)
+        self._deadline = deadline
+
+    def connect(self) -> None:
+        super().connect()
+        self._deadline.watch(self.sock)
 
 
-def _read(answer: http.client.HTTPResponse) -> bytes:
-    """Return the body. The timeout of the connection is for each packet, and a provider may send a few octets in each.
+class _TlsConnection(http.client.HTTPSConnection, _Connection):
+    """The same with TLS, whose handshake comes after `_Connection.connect`."""
 
-    Raises ProviderUnavailable.
-    """
-    body, end = b"", time.monotonic() + _TIMEOUT_SECONDS
-    while chunk := answer.read1(_MAX_BYTES):
-        body += chunk
-        if len(body) > _MAX_BYTES:
-            raise ProviderUnavailable("its answer is too large")
-        if time.monotonic() > end:
-            raise ProviderUnavailable("its answer takes too long")
-    return body
+
+class _WithDeadline(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    def __init__(self, deadline: Deadline) -> None:
+        urllib.request.HTTPSHandler.__init__(self)
+        self._deadline = deadline
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req, deadline=self._deadline)  # type: ignore[arg-type]
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_TlsConnection, req, deadline=self._deadline)
 
 
 def _fetch(url: str, data: bytes | None = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the JSON object at a URL. Raises SignInRefused for status 400 and 401, otherwise ProviderUnavailable."""
     request = urllib.request.Request(url, data, {"Accept": "application/json", **(headers or {})})  # noqa: S310
+    with Deadline(_TIMEOUT_SECONDS) as deadline:
+        try:
+            body = _read(request, deadline)
+        except urllib.error.HTTPError as error:
+            with error:
+                kind = SignInRefused if data is not None and error.code in (400, 401) else ProviderUnavailable
+                raise kind(f"it answered {error.code} at {url}: {error.read(300)!r}") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise ProviderUnavailable(shown(f"{url} cannot be reached: {deadline.reason(error)}", 300)) from error
     try:
-        with _opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            found = json.loads(_read(answer))
-    except urllib.error.HTTPError as error:
-        with error:
-            kind = SignInRefused if data is not None and error.code in (400, 401) else ProviderUnavailable
-            raise kind(f"it answered {error.code} at {url}: {error.read(300)!r}") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise ProviderUnavailable(shown(f"{url} cannot be reached: {error}", 300)) from error
+        found = json.loads(body)
     except ValueError as error:
         raise ProviderUnavailable(f"{url} did not answer with JSON") from error
     if not isinstance(found, dict):
         raise ProviderUnavailable(f"{url} did not answer with a JSON object")
     return found
+
+
+def _read(request: urllib.request.Request, deadline: Deadline) -> bytes:
+    """Return the body of the answer. Raises OSError, HTTPException, ProviderUnavailable if it is too large."""
+    opener = urllib.request.build_opener(_NoRedirect, _WithDeadline(deadline))
+    with opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+        body: bytes = answer.read(_MAX_BYTES + 1)
+    if len(body) > _MAX_BYTES:
+        raise ProviderUnavailable("its answer is too large")
+    deadline.left(_TIMEOUT_SECONDS)  # an answer without a length just ends when the connection is shut down
+    return body
 
 
 def _with_query(url: str, query: Mapping[str, str]) -> str:

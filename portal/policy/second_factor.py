@@ -1,6 +1,6 @@
-"""Second factors of staff: the secret of an authenticator app, its codes, and recovery codes.
+"""Second factors of staff: the secret of an authenticator app, its codes, recovery codes and set-up codes.
 
-Whether somebody needs one is decided by `Staff.needs_factor`.
+Whether somebody needs one, and who may reset it, is decided by `Staff`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import logging
 import re
 import secrets
 from base64 import b32encode
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import pyotp
 
 from portal.model.domains import shown_address
-from portal.model.errors import AlreadyDone
+from portal.model.errors import AlreadyDone, BadGrant, QuarantineError
 from portal.model.links import Links
-from portal.model.message import Actor
+from portal.model.message import Actor, identity
 from portal.model.second_factor import (
     SALT_OCTETS,
+    SET_UP_CODE_LIFETIME,
     STEP_SECONDS,
+    FactorAnswer,
     FactorOutcome,
     SecondFactor,
     new_recovery_codes,
@@ -30,12 +33,16 @@ from portal.model.second_factor import (
     recovery_hashes,
     time_step,
 )
+from portal.model.text import N_
+from portal.policy.mailing import Mailing
+from portal.policy.staff import Member, Staff
 from portal.stores import Store
 
 log = logging.getLogger("quarantine.staff")
 
 _TOLERANCE = (1, 0, -1)  # steps by which the clocks of a phone and the portal may differ (RFC 6238, 5.2)
 _DIGITS = 6
+COUNTER = "second_factor.locked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +56,30 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class SecondFactors:
-    """The acts of people on their own second factor. Callers have checked the session (`portal.web.second_factor`)."""
+    """The acts of people on their own second factor, and of administrators on those of others.
+
+    Callers have checked the session (`portal.web.second_factor`). The person gets a mail about each change, since
+    somebody who has taken over the mailbox or the phone would not report them.
+    """
 
     store: Store
     links: Links
-    now: Callable[[], datetime]
+    staff: Staff
+    mailing: Mailing
+
+    def now(self) -> datetime:
+        """Return the present time."""
+        return self.staff.now()
+
+    # ---- their own
+
+    def people(self) -> Collection[str]:
+        """Return the people who have a second factor, or a set-up code for one."""
+        return {factor.person for factor in self.store.second_factors.all()}
+
+    def is_usable(self, factor: SecondFactor) -> bool:
+        """Return whether codes of the app can be right: the link key of its secret was not removed."""
+        return self._secret(factor.person, factor.salt, factor.key) is not None
 
     def offer(self, person: str, site: str, salt: bytes | None = None) -> Offer:
         """Return a new secret for a person, or that of this salt, which an offer before had.
@@ -84,22 +110,27 @@ class SecondFactors:
         made = replace(factor, recovery=recovery_hashes(codes), last_step=step)
         self._put(made, replaces, session_sha256, actor)
         log.info("second factor set person=%s", person)
+        self._tell(person, "set", actor)
         return codes
 
     def renew_recovery_codes(self, person: str, session_sha256: bytes, replaces: str, actor: Actor) -> tuple[str, ...]:
         """Return new recovery codes; those before do not work any more. Raises AlreadyDone as `set_up`."""
         present = self.store.second_factors.get(person)
-        if present is None:
+        if present is None or not present.has_app:
             raise AlreadyDone("the second factor was removed")
         codes = new_recovery_codes()
         self._put(replace(present, recovery=recovery_hashes(codes)), replaces, session_sha256, actor)
         log.info("recovery codes set person=%s", person)
+        self._tell(person, "codes", actor)
         return codes
 
-    def check(self, person: str, session_sha256: bytes, typed: str, recovery: str, actor: Actor) -> FactorOutcome:
+    def check(self, person: str, session_sha256: bytes, typed: str, recovery: str, actor: Actor) -> FactorAnswer:
         """Compare a code of the app, or a recovery code; see `SecondFactors.check` of the store."""
-        now = self.now()
-        outcome = self.store.second_factors.check(
+        now, present = self.now(), self.store.second_factors.get(person)
+        if present is not None and not recovery and not self.is_usable(present):
+            # Nobody guesses: the person types what the app shows.
+            return FactorAnswer(FactorOutcome.UNUSABLE)
+        answer = self.store.second_factors.check(
             person,
             session_sha256,
             lambda factor: self._step_of(factor, typed, now),
@@ -107,11 +138,67 @@ class SecondFactors:
             actor,
             now,
         )
-        if outcome in (FactorOutcome.WRONG, FactorOutcome.LIMITED):
+        outcome = answer.outcome
+        if outcome in (FactorOutcome.WRONG, FactorOutcome.LOCKED, FactorOutcome.LIMITED):
             log.warning("second factor refused person=%s peer=%s: %s", person, actor.address, outcome.value)
+        if outcome is FactorOutcome.LOCKED:
+            self.store.notes.count({COUNTER: 1})
+            self._tell(person, "locked", actor, until=answer.until)
         if outcome is FactorOutcome.RECOVERED:
             log.info("recovery code used person=%s peer=%s", person, actor.address)
-        return outcome
+            self._tell(person, "recovered", actor, left=answer.left)
+        return answer
+
+    # ---- those of others
+
+    def make_set_up_code(self, person: str, actor: Actor, by: Member | None = None) -> str:
+        """Replace the second factor of a person, if there is one, by a code with which they set up the next one.
+
+        ``by`` as in `Staff.give`. Raises NotAllowed, BadGrant.
+        """
+        person, now = identity(person.strip()), self.now()
+        self.staff.check_reset(person, by)
+        if not self.staff.member(person).grants and self.store.second_factors.get(person) is None:
+            raise BadGrant(N_("This person does not have this role."))
+        codes = new_recovery_codes(1)
+        salt = secrets.token_bytes(SALT_OCTETS)
+        self.store.second_factors.put_set_up_code(
+            SecondFactor(person, salt, "", now, recovery_hashes(codes)), actor, now
+        )
+        log.info("set-up code made person=%s by=%s", person, actor.who)
+        self._tell(person, "set-up-code", actor)
+        return codes[0]
+
+    def reset(self, person: str, actor: Actor, by: Member | None = None) -> bool:
+        """Remove the second factor of a person as `Staff.reset_factor` does."""
+        person = identity(person.strip())
+        self.staff.check_reset(person, by)
+        is_reset = self.staff.reset_factor(person, actor)
+        if is_reset:
+            self._tell(person, "reset", actor)
+        return is_reset
+
+    # ---- parts
+
+    def _tell(self, person: str, what: str, actor: Actor, **values: Any) -> None:
+        """Queue a mail to a person about their second factor. It has no secrets."""
+        address, policy = self.store.recipients.get(person).address, self.staff.domains.of(person)
+        try:
+            mail = self.mailing.mail(
+                address,
+                "factor",
+                policy,
+                what=what,
+                person=shown_address(person),
+                at=self.now(),
+                client="" if actor.name != person else actor.address,
+                days=SET_UP_CODE_LIFETIME.days,
+                **values,
+            )
+            if mail is not None and self.staff.can_sign_in(person):
+                self.store.outbox.add(mail, self.now())
+        except QuarantineError as error:  # what it is about is done, and the page may have codes that are shown once
+            log.error("mail about the second factor not queued person=%s: %s", person, error)
 
     def _put(self, factor: SecondFactor, replaces: str, session_sha256: bytes, actor: Actor) -> None:
         if not self.store.second_factors.put(factor, replaces, session_sha256, actor, self.now()):

@@ -24,13 +24,15 @@ from portal.policy.domains import Domains
 from portal.settings import Settings
 from portal.stores import Store
 from portal.stores.lifecycle import SESSION_MAX
-from portal.stores.records import Method
+from portal.stores.records import MAILED_LINK, Method
 
 log = logging.getLogger("quarantine.staff")
 
 NOT_YOURS = N_("This is your own message: somebody else must decide about it.")
 NOT_BY_ROLE = "this member of staff may not release this message"
 _ADDRESS_CHARACTERS = 254  # as on the sign-in page
+# Sign-ins with these prove no more than that somebody reads the person's mail.
+_OF_MAILBOX = frozenset({MAILED_LINK.name, "imap"})
 SETTINGS = "settings"  # `Actor.via` of the roles that the settings file gives
 
 
@@ -113,15 +115,23 @@ class Staff:
 
     # ---- who has which role
 
-    def member(self, person: str) -> Member:
-        """Return a person with their roles, of which there may be none. ``person``: an identity."""
-        return Member(person, tuple(self._in_effect([*self._of_settings(person), *self.store.staff.of(person)])))
+    def member(self, person: str, method: Method | None = None) -> Member:
+        """Return a person with their roles, of which there may be none. ``person``: an identity.
 
-    def all(self) -> Sequence[Grant]:
-        """Return all roles that are in effect, ordered by person, role and domain."""
-        of_settings = [grant for person in self.settings.staff.administrators for grant in self._of_settings(person)]
-        found = self._in_effect([*of_settings, *self.store.staff.all()])
+        ``method``: that of their session, in which the groups of other methods give no roles.
+        """
+        stored = [grant for grant in self.store.staff.of(person) if method is None or grant.source in ("", method.name)]
+        return Member(person, tuple(self._in_effect([*self._of_settings(person), *stored])))
+
+    def all(self, known: Sequence[Grant] | None = None) -> Sequence[Grant]:
+        """Return all roles that are in effect, ordered by person, role and domain. ``known``: by `known`, if read."""
+        found = self._in_effect(self.known() if known is None else known)
         return sorted(found, key=lambda grant: (grant.person, grant.role, grant.domain))
+
+    def known(self) -> Sequence[Grant]:
+        """Return all roles, also those that have no effect now, in no order."""
+        of_settings = [grant for person in self.settings.staff.administrators for grant in self._of_settings(person)]
+        return [*of_settings, *self.store.staff.all()]
 
     def administrators(self) -> Mapping[str, frozenset[str]]:
         """Return the people who administer domains and can sign in, with these domains: EVERYWHERE alone for all."""
@@ -200,27 +210,59 @@ class Staff:
 
         ``has_factor``: whether the person has set one up.
         """
-        return not method.has_own_factor and (has_factor or self.settings.staff.second_factor)
+        is_asked_elsewhere = method.has_own_factor or (method.name == "proxy" and self.settings.proxy.second_factor)
+        return not is_asked_elsewhere and (has_factor or self.settings.staff.second_factor)
 
-    def resettable(self, by: Member, grants: Sequence[Grant]) -> Sequence[str]:
-        """Return the other people whose second factor a person may remove. ``grants``: all roles."""
-        people = (factor.person for factor in self.store.second_factors.all() if factor.person != by.person)
-        return [each for each in people if self._may_reset(by, Member(each, _of(each, grants)))]
+    def proofs(self, person: str, method: Method) -> Collection[str]:
+        """Return the sign-in methods of which a person must use one before they set up their first factor.
 
-    def _may_reset(self, by: Member, protected: Member) -> bool:
-        """Return whether a person could give all the roles that somebody's second factor protects."""
-        return bool(protected.grants) and all(
-            self.may_give(by, each.role, each.domain, protected.person) for each in protected.grants
-        )
-
-    def reset_factor(self, person: str, actor: Actor, by: Member | None = None) -> bool:
-        """Remove the second factor of a person, and end their use of the console. Return False if there is none.
-
-        ``by`` as in `give`. Raises NotAllowed.
+        ``method``: of the session. Empty if it may be set up in this session: either it proves more than access to the
+        mailbox, or the person never signed in with another method that the settings still have. The audit knows that.
         """
-        person = identity(person.strip())
-        if by is not None and not self._may_reset(by, self.member(person)):
+        if method.name not in _OF_MAILBOX:
+            return ()
+        used = self.store.audit.sign_in_methods(person)
+        return sorted(name for name in used if name not in _OF_MAILBOX and self.settings.has_sign_in(name))
+
+    def resettable(self, by: Member, known: Sequence[Grant], factors: Collection[str]) -> Sequence[str]:
+        """Return the other people whose second factor a person may replace. ``known``: by `known`; ``factors``: the
+        people who have a second factor.
+
+        People without one are among them, unless they have roles by groups only: most providers ask themselves.
+        """
+        people = {*factors, *(grant.person for grant in known if not grant.source)}
+        return [each for each in sorted(people - {by.person}) if self._may_reset(by, each, _of(each, known))]
+
+    def open_by_mail(self) -> Sequence[str]:
+        """Return the people whose roles everybody has who can read their mail: no group gives them, and there is no
+        second factor, or the first one can be set up after a mailed link."""
+        people = {grant.person for grant in self.all() if not grant.source and self.can_sign_in(grant.person)}
+        people -= {factor.person for factor in self.store.second_factors.all()}
+        is_required = self.settings.staff.second_factor
+        return sorted(each for each in people if not (is_required and self.proofs(each, MAILED_LINK)))
+
+    def _may_reset(self, by: Member, person: str, known: Sequence[Grant]) -> bool:
+        """Return whether somebody may give all roles that the second factor of a person protects.
+
+        ``known``: the roles of the person, also those that have no effect now. The factor also protects what the person
+        may have after the next sign-in: roles by the groups of a directory, which only the directory knows. Of somebody
+        without a role nobody knows what it protected.
+        """
+        protected = [(grant.role, grant.domain) for grant in known]
+        if self.settings.ldap.uri:  # providers ask for a factor themselves, and other methods name no groups
+            protected += [role for roles in self.settings.staff.groups.values() for role in roles]
+        if not known:
+            protected.append((Role.ADMINISTRATOR, EVERYWHERE))
+        return all(self.may_give(by, role, host, person) for role, host in protected)
+
+    def check_reset(self, person: str, by: Member | None) -> None:
+        """Raise NotAllowed unless somebody may replace the second factor of a person. ``by`` as in `give`."""
+        known = [*self._of_settings(person), *self.store.staff.of(person)]
+        if by is not None and not self._may_reset(by, person, known):
             raise NotAllowed("this member of staff may not reset the second factor of this person")
+
+    def reset_factor(self, person: str, actor: Actor) -> bool:
+        """Remove the second factor of a person, and end their use of the console. Return False if there is none."""
         is_removed = self.store.second_factors.reset(person, actor, self.now())
         if is_removed:
             log.info("second factor reset person=%s by=%s", person, actor.who)

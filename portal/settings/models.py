@@ -313,6 +313,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _factor_possible(self) -> Settings:
+        others = self.sign_in.mailed_link or self.oidc or self.ldap.uri or self.imap.host
+        asks = self.staff.second_factor and not self.proxy.second_factor
+        if asks and self.proxy.secret is not None and not others:
+            raise ValueError(
+                "staff.second_factor is true, but the proxy is the only way to sign in, and nobody can set up a second "
+                "factor after it: set proxy.second_factor if the proxy asks for one, or staff.second_factor to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _domains_local(self) -> Settings:
         local = {domain(name) for name in self.local_domains}
         for key, tables in (("domains", self.domains), ("digest.domains", self.digest.domains)):

@@ -31,6 +31,11 @@ class ProxySettings(Section):
     title: PlainName = Field(
         "", description="The proxy's name on the sign-in page. Default: your organization's account."
     )
+    second_factor: bool = Field(
+        False,
+        description="Whether the proxy asks staff for a second factor, so that the console does not ask after signing "
+        "in there.",
+    )
     sign_out_url: str = Field("", description="Where people sign out of the proxy's account.")
 
     @field_validator("secret")

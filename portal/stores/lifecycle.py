@@ -44,8 +44,10 @@ WRONG_CODES_OF_ALL_MAX = 1000
 SIGN_INS_KEPT = timedelta(days=1)  # the limits count an hour back
 PASSWORD_TRIES_KEPT = timedelta(hours=2)  # the limits count an hour back
 IDEMPOTENCY_KEPT = timedelta(days=1)
-FACTOR_TRIES_MAX = 5  # wrong codes of a person in `FACTOR_TRIES_WINDOW`
-FACTOR_TRIES_WINDOW = timedelta(minutes=15)  # from the first one
+FACTOR_TRIES_MAX = 5  # wrong codes of a person, after which no code of the app is compared for a while
+FACTOR_TRIES_KEPT = timedelta(days=7)  # after the last wrong code
+_FACTOR_PAUSE = timedelta(minutes=15)  # the first one; also by how much the clocks of hosts may differ
+_FACTOR_PAUSE_MAX = timedelta(days=1)
 SESSION_IDLE = timedelta(hours=12)
 SESSION_MAX = timedelta(days=7)
 STAFF_IDLE = timedelta(minutes=30)  # after a sign-in or a page of the console
@@ -140,6 +142,24 @@ def is_past(since: datetime | None, interval: timedelta, now: datetime) -> bool:
     The difference is absolute, so that a clock that was a year ahead has no effect for a year.
     """
     return since is None or abs(now - since) >= interval
+
+
+def factor_tries(tries: int, tried_at: datetime | None, now: datetime) -> int:
+    """Return how many of these wrong codes still count. ``tried_at``: when the last one was typed.
+
+    A time in the future comes from a clock that was wrong. It must not lock anybody out until then.
+    """
+    return tries if tried_at is not None and -_FACTOR_PAUSE <= now - tried_at < FACTOR_TRIES_KEPT else 0
+
+
+def factor_pause(tries: int) -> timedelta:
+    """Return for how long no code of the app is compared after so many wrong ones, zero if the next one is.
+
+    The pauses are 15, 30, 60 … minutes, at most a day. So somebody who guesses has five tries a day, and is right once
+    in 180 years on average.
+    """
+    rounds, begun = divmod(tries, FACTOR_TRIES_MAX)
+    return timedelta(0) if begun or not rounds else min(_FACTOR_PAUSE * 2 ** min(rounds - 1, 10), _FACTOR_PAUSE_MAX)
 
 
 def mailbox(recipient: str) -> str:

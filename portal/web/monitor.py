@@ -27,6 +27,7 @@ from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.message import State
 from portal.monitoring import Runs, deliveries, learned, map_behind_seconds, not_selected, overdue_since, runs, scans
+from portal.policy.second_factor import COUNTER as SECOND_FACTORS_LOCKED
 from portal.stores import notes
 from portal.stores.durations import POST_OUTCOMES, Histogram, Measured, histograms
 from portal.stores.records import Stats
@@ -86,6 +87,8 @@ class Monitor(Collector):
         yield from self._digests(stats, done, now)
         yield from _counted(counters)
         yield from _durations(counters)
+        locked = counters.get(SECOND_FACTORS_LOCKED, 0)
+        yield _counter("second_factors_locked", "Times that wrong codes locked the second factor of staff.", locked)
         yield from self._stored(now)
         yield from self._block_map(now)
 

@@ -1,10 +1,14 @@
 """The page of a person's own second factor: set it up, give it after signing in, and get new recovery codes.
 
 It is the only page of the console that opens without the second factor. So each act asks what the session may do:
-somebody who only has the person's mailbox can give the factor, or set up the first one, and nothing else.
+somebody who only has the person's mailbox can give the factor, or set up the first one if the person signs in with
+mailed links only, and nothing else.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
 
 import segno
 from bottle import HTTPResponse
@@ -13,14 +17,13 @@ from markupsafe import Markup
 from portal.model.errors import AlreadyDone
 from portal.model.second_factor import FactorOutcome, SecondFactor
 from portal.model.text import N_
-from portal.policy.second_factor import Offer, SecondFactors
-from portal.web.auth.session import Sessions
+from portal.policy.second_factor import Offer
+from portal.web.auth.session import Sessions, method_name
 from portal.web.console import HOME, SECOND_FACTOR, Console, StaffSession
 from portal.web.pages import Pages
 from portal.web.request import Request
 
 _WRONG = N_("This code is not valid. Enter the code that the app shows now; each code works once.")
-_LIMITED = N_("Too many wrong codes. Try again in 15 minutes.")
 _RESULTS = {
     "changed": N_(
         "Nothing was changed: the second factor is new already. If you have no recovery codes, create new ones."
@@ -36,16 +39,21 @@ class SecondFactorPages:
         self._pages = pages
         self._console = console
         self._sessions = sessions
+        self._staff = pages.parts.staff
         self._stored = pages.parts.store.second_factors
-        self._factors = SecondFactors(pages.parts.store, pages.parts.links, pages.now)
+        self._factors = pages.parts.second_factors
 
     def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """GET /admin/second-factor: what the person can do now. ``?new``: a form to set it up again."""
         factor = self._stored.get(staff.member.person)
+        if factor is None or not factor.has_app or request.query("new"):
+            self._console.check_fresh(request, staff, SECOND_FACTOR)
         if factor is not None and not staff.session.factor_given:
             return self._code_page(request, staff)
-        if factor is None or request.query("new"):
-            self._console.check_fresh(request, staff, SECOND_FACTOR)
+        proofs = self._proofs(staff, factor)
+        if proofs:
+            return self._proof_page(request, staff, proofs)
+        if factor is None or not factor.has_app or request.query("new"):
             return self._offer_page(request, staff, factor)
         return self._page(request, staff, factor)
 
@@ -58,6 +66,9 @@ class SecondFactorPages:
         if factor is not None and not staff.session.factor_given:
             return self._code_page(request, staff, 403)
         self._console.check_fresh(request, staff, SECOND_FACTOR)
+        proofs = self._proofs(staff, factor)
+        if proofs:
+            return self._proof_page(request, staff, proofs, 403)
         try:
             if act == "set-up":
                 return self._set_up(request, staff, factor)
@@ -70,18 +81,20 @@ class SecondFactorPages:
         return self._page(request, staff, self._stored.get(staff.member.person), codes=codes)
 
     def _give(self, request: Request, staff: StaffSession) -> HTTPResponse:
-        outcome = self._factors.check(
+        answer = self._factors.check(
             staff.member.person,
             staff.session.sha256,
             request.form("code"),
             request.form("recovery"),
             staff.actor,
         )
-        match outcome:
+        match answer.outcome:
             case FactorOutcome.WRONG:
                 return self._code_page(request, staff, 403, _WRONG)
-            case FactorOutcome.LIMITED:
-                return self._code_page(request, staff, 429, _LIMITED)
+            case FactorOutcome.UNUSABLE:
+                return self._code_page(request, staff, 403)
+            case FactorOutcome.LOCKED | FactorOutcome.LIMITED:
+                return self._code_page(request, staff, 429, until=answer.until)
             case FactorOutcome.RIGHT:
                 response = self._pages.see_other(self._sessions.destination(request) or HOME)
             case FactorOutcome.RECOVERED:
@@ -101,7 +114,24 @@ class SecondFactorPages:
             return self._offer_page(request, staff, factor, 403, offer)
         return self._page(request, staff, self._stored.get(person), codes=codes)
 
+    def _proofs(self, staff: StaffSession, factor: SecondFactor | None) -> Collection[str]:
+        """Return the sign-in methods of which the person must use one before they set up their first factor."""
+        return self._staff.proofs(staff.member.person, staff.session.method) if factor is None else ()
+
     # ---- pages
+
+    def _proof_page(
+        self, request: Request, staff: StaffSession, methods: Collection[str], status: int = 200
+    ) -> HTTPResponse:
+        """Return the page that says how to sign in to set up a factor. ``methods``: names of `Method`."""
+        oidc = self._pages.parts.settings.oidc
+        ways = []
+        for name in methods:
+            provider = name.removeprefix("oidc:")
+            title = (oidc[provider].title or provider) if name.startswith("oidc:") else method_name(name)
+            path = f"/sign-in/oidc/{provider}" if name.startswith("oidc:") else "/sign-in"
+            ways.append((path, title))
+        return self._console.page(request, staff, "second-factor-proof", status, ways=ways)
 
     def _offer(self, request: Request, staff: StaffSession, salt: bytes | None = None) -> Offer:
         site = request.policy.brand.name or request.language.gettext("Mail quarantine")
@@ -130,9 +160,29 @@ class SecondFactorPages:
             problem=_WRONG if wrong else "",
         )
 
-    def _code_page(self, request: Request, staff: StaffSession, status: int = 200, problem: str = "") -> HTTPResponse:
+    def _code_page(
+        self,
+        request: Request,
+        staff: StaffSession,
+        status: int = 200,
+        problem: str = "",
+        until: datetime | None = None,
+    ) -> HTTPResponse:
+        """Return the form for a code. ``until``: until then no code of the app is compared."""
+        factor, viewer = self._stored.get(staff.member.person), self._pages.viewer(request, staff.member.person)
+        if factor is None:  # it was reset at this moment
+            return self._pages.see_other(SECOND_FACTOR)
+        is_lost = factor.has_app and not self._factors.is_usable(factor)
         return self._console.page(
-            request, staff, "second-factor-code", status, problem=problem, is_recovery=bool(request.form("recovery"))
+            request,
+            staff,
+            "second-factor-code",
+            status,
+            problem=problem,
+            until=viewer.language.moment(until, viewer.zone) if until else "",
+            has_app=factor.has_app,
+            is_lost=is_lost,
+            is_recovery=bool(request.form("recovery")) or is_lost,
         )
 
     def _page(

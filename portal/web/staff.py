@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
 from portal.model.errors import BadGrant, NotAllowed
+from portal.model.second_factor import SET_UP_CODE_LIFETIME
 from portal.model.staff import Grant, Role
 from portal.model.text import N_, shown
 from portal.web.console import ROLE_NAMES, ROLE_SUMMARIES, Console, StaffSession, shown_domain
@@ -15,6 +17,7 @@ from portal.web.pages import Pages
 from portal.web.request import Request
 
 PATH = "/admin/staff"
+_CODE_DAYS = SET_UP_CODE_LIFETIME.days
 _TYPED_CHARS = 254  # as in the form
 
 _RESULT_TEXTS = {
@@ -23,6 +26,16 @@ _RESULT_TEXTS = {
     "reset": N_("Second factor reset. The person is signed out of the console."),
     "removed": N_("Role removed. The person is signed out of the console."),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class FactorRow:
+    """A person whose second factor the viewer may replace."""
+
+    identity: str
+    person: str
+    has_factor: bool
+    has_role: bool  # now
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +58,7 @@ class StaffPages:
         self._pages = pages
         self._console = console
         self._staff = pages.parts.staff
+        self._factors = pages.parts.second_factors
 
     def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """GET /admin/staff: list the roles that this person may see."""
@@ -53,8 +67,8 @@ class StaffPages:
     def change(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """POST /admin/staff: give or remove a role, or reset a second factor, then redirect (303) to the page."""
         self._console.check_fresh(request, staff, PATH)
-        if request.form("change") == "reset-second-factor":
-            return self._reset_factor(request, staff)
+        if request.form("change") in ("reset-second-factor", "set-up-code"):
+            return self._change_factor(request, staff)
         address, host, actor = request.form("address"), request.form("domain"), staff.actor
         try:
             role = Role(request.form("role"))
@@ -72,17 +86,26 @@ class StaffPages:
             return self._page(request, staff, 400, error=str(error))
         return self._pages.see_other(f"{PATH}?done={done}")
 
-    def _reset_factor(self, request: Request, staff: StaffSession) -> HTTPResponse:
+    def _change_factor(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        address = request.form("address")
         try:
-            is_reset = self._staff.reset_factor(request.form("address"), staff.actor, staff.member)
+            if request.form("change") == "set-up-code":
+                code = self._factors.make_set_up_code(address, staff.actor, staff.member)
+                return self._console.page(
+                    request, staff, "set-up-code", code=code, person=shown_address(address), days=_CODE_DAYS
+                )
+            is_reset = self._factors.reset(address, staff.actor, staff.member)
         except NotAllowed:
             return self._console.forbidden(request)
+        except BadGrant as error:
+            return self._page(request, staff, 400, error=str(error))
         if not is_reset:
             return self._page(request, staff, 400, error=N_("This person has no second factor."))
         return self._pages.see_other(f"{PATH}?done=reset")
 
     def _page(self, request: Request, staff: StaffSession, status: int = 200, error: str = "") -> HTTPResponse:
-        grants = self._staff.all()
+        known = self._staff.known()
+        grants = self._staff.all(known)
         choices = self._staff.may_be_given(staff.member)
         roles, hosts = dict.fromkeys(role for role, _ in choices), dict.fromkeys(host for _, host in choices)
         return self._console.page(
@@ -93,15 +116,21 @@ class StaffPages:
             result=_RESULT_TEXTS.get(request.query("done"), ""),
             error=error,
             rows=[self._row(request, staff, grant) for grant in self._staff.visible(staff.member, grants)],
-            protected=[(person, shown_address(person)) for person in self._staff.resettable(staff.member, grants)]
-            if choices
-            else [],
+            factors=self._factor_rows(staff, known, grants) if choices else [],
+            days=_CODE_DAYS,
             roles=[(role.value, ROLE_NAMES[role], ROLE_SUMMARIES[role]) for role in roles],
             domains=[(host, shown_domain(host)) for host in sorted(hosts)],
             typed={
                 name: shown(request.form(name), _TYPED_CHARS) if error else "" for name in ("address", "role", "domain")
             },
         )
+
+    def _factor_rows(self, staff: StaffSession, known: Sequence[Grant], grants: Sequence[Grant]) -> list[FactorRow]:
+        factors, people = self._factors.people(), {grant.person for grant in grants}
+        return [
+            FactorRow(person, shown_address(person), person in factors, person in people)
+            for person in self._staff.resettable(staff.member, known, factors)
+        ]
 
     def _row(self, request: Request, staff: StaffSession, grant: Grant) -> GrantRow:
         viewer = self._pages.viewer(request, staff.member.person)

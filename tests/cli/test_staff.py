@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from portal.cli import checks, main
-from portal.model.audit import AuditFilter
+from portal.cli import checks, main, sign_in_checks
+from portal.model.audit import Act, AuditEntry, AuditFilter
+from portal.model.message import Actor, ActorKind
+from portal.model.second_factor import recovery_hashes
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.settings import load
 from portal.stores import Store
@@ -74,6 +76,35 @@ def test_a_lost_second_factor_is_reset(run: Run, store: Store) -> None:
     assert (again.exit_code, again.output) == (1, "bob@example.org has no second factor: check the address\n")
     [entry] = store.audit.list(AuditFilter(act="second-factor-reset"), 9)
     assert entry.subject == BOB and entry.actor.via != "console"
+
+
+def test_a_set_up_code_replaces_a_second_factor(run: Run, store: Store) -> None:
+    unknown = run("set-up-code", BOB)
+    assert unknown.exit_code == 1 and "does not have this role" in unknown.output
+    assert len(list(sign_in_checks.second_factors(load(), checks.staff_of(load(), store)))) == 1
+    store.second_factors.put(second_factor(ALICE), "", SESSION, BY_OPERATOR, now())
+    assert list(sign_in_checks.second_factors(load(), checks.staff_of(load(), store))) == []
+    code = run("set-up-code", ALICE).output.strip()
+    factor = store.second_factors.get(ALICE)
+    assert factor and factor.recovery == recovery_hashes([code]) and not factor.has_app
+    with store.outbox.sending(now()) as mail:
+        assert mail and mail.to == ALICE and b"set-up code" in mail.mail and code.encode() not in mail.mail
+
+
+def test_check_names_whose_roles_are_open_to_everybody_who_reads_their_mail(
+    run: Run, store: Store, tmp_path: Path
+) -> None:
+    run("add", BOB, "auditor")
+    [found] = sign_in_checks.second_factors(load(), checks.staff_of(load(), store))
+    assert found.ok is None and f"not set up by {ALICE}, {BOB}: " in found.text
+    assert "Set staff.second_factor = true" in found.text
+    config = tmp_path / "quarantine.toml"
+    provider = '[oidc.company]\nissuer = "https://id.example.org"\nclient_id = "q"\nclient_secret = "s"\n'
+    config.write_text(f"{config.read_text()}second_factor = true\n{provider}")
+    actor = Actor(ActorKind.RECIPIENT, ALICE, "oidc:company", "192.0.2.1")
+    store.audit.record(AuditEntry.new(now(), Act.SIGNED_IN, actor, ALICE))
+    [found] = sign_in_checks.second_factors(load(), checks.staff_of(load(), store))
+    assert f"not set up by {BOB}: " in found.text and "set-up-code ADDRESS" in found.text
 
 
 def test_check_reports_roles_that_nobody_can_use(run: Run, store: Store, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from portal.model.message import Actor, ActorKind
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import Store
 from portal.stores.lifecycle import STAFF_IDLE
+from portal.stores.records import Method
 from tests.builders import ALICE, BOB, BY_OPERATOR, now
 from tests.contract.helpers import SESSION
 
@@ -133,7 +134,11 @@ def test_the_daily_removal_includes_roles(store: Store) -> None:
 def test_an_expired_role_by_a_group_shows_no_console(store: Store) -> None:
     at = now()
     store.staff.put_groups(ALICE, "oidc:company", [by_group(Role.HELP_DESK, "it", at + timedelta(hours=1))], at)
-    store.sign_ins.start_session(SESSION, ALICE, at)
-    for moment, has_role in ((at, True), (at + timedelta(hours=2), False)):
+    for method, moment, has_role in (
+        ("oidc:company", at, True),
+        ("mailed-link", at, False),
+        ("oidc:company", at + timedelta(hours=2), False),
+    ):
+        store.sign_ins.start_session(SESSION, ALICE, at, method=Method(method))
         found = store.sign_ins.session(SESSION, moment)
-        assert found and found.has_role is has_role
+        assert found and found.has_role is has_role, method

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import pyotp
 import pytest
 from playwright.sync_api import Browser, Page
 
 from portal.assemble import Parts
 from portal.model.message import State
+from tests.builders import ALICE
 from tests.system.local_site import LocalSite, local_site, sign_in
 
 pytestmark = pytest.mark.system
@@ -110,3 +112,44 @@ def test_what_has_the_focus_is_not_covered_on_the_way_back(site: LocalSite, page
         page.keyboard.press("Shift+Tab")
         text, seen, shows = page.evaluate(FOCUSED)
         assert seen > 0 and shows, text
+
+
+@pytest.fixture
+def staff_site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
+    with local_site(make_parts, staff__administrators=ALICE, staff__second_factor="true") as made:
+        yield made
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_a_second_factor_is_set_up_and_given_by_keyboard(staff_site: LocalSite, browser: Browser, width: int) -> None:
+    site = staff_site
+    context = browser.new_context(viewport={"width": width, "height": 640}, java_script_enabled=False)
+    sign_in(site, context)
+    page = context.new_page()
+    page.goto(f"{site.parts.settings.public_url}/admin/")
+    app = pyotp.TOTP(page.locator("code.key").inner_text().replace(" ", ""))
+    for typed, next_page in (("000000", "[role=alert]"), (app.at(site.now), ".codes")):
+        tab_to(page, "#code")
+        page.keyboard.press("Control+A")
+        page.keyboard.type(typed)
+        page.keyboard.press("Enter")
+        page.locator(next_page).wait_for()
+    codes = page.locator(".codes code").all_inner_texts()
+    assert len(codes) == 10
+    tab_to(page, ".acts a")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/admin/")
+    site.pass_time(seconds=30)
+    for is_recovery, next_page in ((False, "**/admin/audit"), (True, "**/admin/second-factor?done=recovered")):
+        site.store.sign_ins.end_sessions(ALICE)
+        sign_in(site, context)
+        page.goto(f"{site.parts.settings.public_url}/admin/audit")
+        assert page.evaluate("document.activeElement.id") == "code", "the field has the focus"
+        if is_recovery:
+            tab_to(page, "summary")
+            page.keyboard.press("Enter")
+            tab_to(page, "#recovery")
+        page.keyboard.type(codes[0] if is_recovery else app.at(site.now))
+        page.keyboard.press("Enter")
+        page.wait_for_url(next_page)
+    context.close()

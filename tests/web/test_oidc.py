@@ -312,11 +312,12 @@ def test_forged_tokens_cause_no_requests_while_the_keys_are_unreadable(
     assert provider.requests.count("/keys") == 2
 
 
+@pytest.mark.parametrize("part", ["pause", "header_pause"])
 def test_a_slow_answer_of_the_provider_ends(
-    site: Site, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    site: Site, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr(openid, "_TIMEOUT_SECONDS", 0.2)
-    provider.pause = 0.05  # after each octet
+    setattr(provider, part, 0.05)
     began = time.monotonic()
     assert site.browser().get(START).status == 503
     assert time.monotonic() - began < 2

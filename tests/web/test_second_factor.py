@@ -8,12 +8,17 @@ import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from datetime import timedelta
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
 
 import pyotp
 import pytest
 
 from portal.assemble import Parts
-from portal.model.audit import AuditFilter
+from portal.model.audit import Act, AuditEntry, AuditFilter
+from portal.model.errors import SettingsError
+from portal.model.message import Actor, ActorKind
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Method
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
@@ -77,6 +82,16 @@ def set_up(site: Site, browser: Browser, path: str = PAGE) -> tuple[pyotp.TOTP, 
 
 def give(site: Site, browser: Browser, app: pyotp.TOTP, steps: int = 0) -> Answer:
     return post(browser, "give", code=app.at(site.now + timedelta(seconds=30 * steps)))
+
+
+def mails(site: Site) -> list[str]:
+    """Return the texts of the waiting mails, and remove them."""
+    found: list[str] = []
+    while True:
+        with site.store.outbox.sending(site.now + timedelta(minutes=1)) as mail:
+            if mail is None:
+                return found
+            found.append(message_from_bytes(mail.mail, policy=default).get_content())
 
 
 def audited(site: Site) -> list[tuple[str, str, str]]:
@@ -210,24 +225,76 @@ def test_five_wrong_codes_close_the_door_for_15_minutes_in_all_processes(
     here, there = (Site(make_parts(staff__administrators=ALICE)) for _ in range(2))
     there.now = here.now
     app, codes = set_up(here, sign_in(here))
+    mails(here)
     there.now = here.now
     one = sign_in(here)
     other = Browser(there.app, dict(one.cookies))
     with caplog.at_level(logging.INFO, "quarantine.staff"):
-        for browser in (one, other, one, other, one):
+        for browser in (one, other, one, other):
             wrong = post(browser, "give", code="000000")
             assert wrong.status == 403 and 'role="alert"' in wrong.text
+        last = post(one, "give", code="000000")
+    assert last.status == 429 and "codes of the app are not accepted before" in last.text
     assert give(there, other, app).status == 429
-    assert post(other, "give", recovery=codes[0]).status == 429
-    assert f"second factor refused person={ALICE} peer=192.0.2.7: limited" in caplog.text
     assert app.secret not in caplog.text and codes[0] not in caplog.text and "000000" not in caplog.text
-    assert audited(here)[1:] == [("second-factor-refused", ALICE, "5 wrong codes")]
+    assert audited(here)[1:] == [("second-factor-refused", ALICE, "5 wrong codes, no more for 15 minutes")]
+    [mail] = mails(here)
+    assert "entered too many wrong codes" in mail and "192.0.2.7" in mail
+    here.store.notes.add_counters({})  # writes what was counted
+    counted = here.browser().request("GET", "/metrics", environ={"REMOTE_ADDR": "127.0.0.1"}).text
+    assert "quarantine_second_factors_locked_total 1.0" in counted
     there.pass_time(minutes=15)
     assert give(there, other, app).status == 303
     for _ in range(4):
         post(sign_in(there), "give", code="000000")
     there.pass_time(seconds=30)
     assert give(there, sign_in(there), app).status == 303, "a right code ended the count"
+
+
+def test_the_pauses_become_longer_until_a_right_code_or_a_week_without_wrong_ones(site: Site) -> None:
+    app, codes = set_up(site, sign_in(site))
+    browser, quarter = sign_in(site), 15
+    for factor in (1, 2, 4, 8, 16, 32, 64, 96, 96):
+        assert [post(browser, "give", code="000000").status for _ in range(5)] == [403] * 4 + [429], factor
+        site.pass_time(minutes=quarter * factor, seconds=-1)
+        browser = sign_in(site)
+        assert give(site, browser, app).status == 429, factor
+        site.pass_time(seconds=1)
+    post(browser, "give", code="000000")
+    site.pass_time(days=7)
+    browser = sign_in(site)
+    assert [post(browser, "give", code="000000").status for _ in range(5)] == [403] * 4 + [429]
+    assert give(site, browser, app).status == 429
+    for _ in range(9):
+        assert post(browser, "give", recovery="aaaa-aaaa-aaaa-aaaa").status == 403
+    assert post(browser, "give", recovery=codes[0]).status == 303, "recovery codes are not limited"
+    site.pass_time(minutes=1)
+    assert give(site, sign_in(site), app).status == 303, "and the right one ended the count"
+
+
+def test_an_app_whose_key_is_gone_is_told_so_and_locks_nothing(
+    make_parts: Callable[..., Parts], tmp_path: Path
+) -> None:
+    before = Site(make_parts(staff__administrators=ALICE))
+    app, codes = set_up(before, sign_in(before))
+    file = tmp_path / "links.keys"
+    old = file.read_text()
+    for keys in (f"{old.rstrip()}\n{'b' * 64}\n", f"{'b' * 64}\n"):  # a new key, and the old one removed
+        file.write_text(keys)
+        site = Site(make_parts(staff__administrators=ALICE))
+    site.now = before.now
+    browser = sign_in(site)
+    page = browser.get(PAGE).text
+    assert "The codes of your app are not valid any more" in page and 'name="code"' not in page
+    for _ in range(6):
+        answer = give(site, browser, app)
+        assert answer.status == 403 and "not valid any more" in answer.text
+    page = browser.follow(post(browser, "give", recovery=codes[0]), PAGE).text
+    assert "set up the app again" in page
+    assert [act for act, *_ in audited(site)] == ["second-factor-set", "recovery-code-used"]
+    site.pass_time(seconds=1)
+    new, _ = set_up(site, browser, f"{PAGE}?new=1")
+    assert give(site, sign_in(site), new).status == 303
 
 
 @pytest.mark.parametrize("code", ["", " ", "١٢٣٤٥٦", "12345", "1234567", "\x00" * 6, "é" * 6, "<b>\"'" * 400])
@@ -375,12 +442,16 @@ def test_an_administrator_resets_the_factor_of_somebody_who_lost_it(site: Site) 
     bobs, administrator = sign_in(site, BOB), sign_in(site)
     set_up(site, bobs)
     page = administrator.get("/admin/staff").text
-    assert re.search(rf'name="address" value="{BOB}">\s*<button name="change" value="reset-second-factor"', page)
+    assert re.search(
+        rf'value="{BOB}">\s*<button name="change" value="set-up-code".*\s*<button name="change" value="reset-', page
+    )
     assert "Second factor reset." in administrator.follow(reset(administrator, BOB), "/admin/staff").text
     assert bobs.get("/admin/").header("Location") == "/quarantine/sign-in?ended=console"
     assert "no second factor" in reset(administrator, BOB).text
     assert sign_in(site, BOB).get("/admin/").status == 200
     assert audited(site)[1:] == [("second-factor-reset", ALICE, "")]
+    _, mail = mails(site)
+    assert "An administrator removed your second factor." in mail and ALICE not in mail
 
 
 def test_nobody_resets_the_factor_of_somebody_with_more_rights(site: Site) -> None:
@@ -419,7 +490,7 @@ def test_a_sign_in_without_groups_leaves_the_factor(make_parts: Callable[..., Pa
     directory = {"ldap__uri": "ldaps://ldap.example.org", "ldap__base": "dc=example,dc=org"}
     site = Site(make_parts(staff__administrators=ALICE, staff__groups={"it": "administrator"}, **directory))
     site.parts.staff.put_groups(BOB, "ldap", ["it"])
-    set_up(site, sign_in(site, BOB))
+    set_up(site, sign_in(site, BOB, "ldap"))
     site.parts.staff.put_groups(BOB, "ldap", [])
     assert site.store.staff.of(BOB) == [] and site.store.second_factors.get(BOB)
 
@@ -429,3 +500,131 @@ def test_a_sign_in_of_a_clock_that_was_ahead_is_not_recent(site: Site) -> None:
     browser = sign_in(site)
     site.now -= timedelta(days=1)
     assert browser.get(PAGE).header("Location") == "/quarantine/sign-in?ended=fresh"
+
+
+def change(browser: Browser, address: str, what: str) -> Answer:
+    return browser.post("/admin/staff", {"form_token": browser.form_token(), "change": what, "address": address})
+
+
+def test_with_a_set_up_code_the_mailbox_alone_sets_up_nothing(strict: Site) -> None:
+    strict.store.staff.give(Grant(BOB, Role.AUDITOR, EVERYWHERE, strict.now, BY_OPERATOR))
+    administrator = sign_in(strict)
+    set_up(strict, administrator)
+    assert "No second factor" in administrator.get("/admin/staff").text
+    before = sign_in(strict, BOB)
+    form = before.get(PAGE).text
+    page = change(administrator, BOB, "set-up-code").text
+    found = re.search(r'<code class="key" dir="ltr">([a-z2-7-]{19})</code>', page)
+    assert found and BOB in page
+    mails(strict)
+    thief = sign_in(strict, BOB)
+    assert "set-up code" in thief.get(PAGE).text and 'class="key"' not in thief.get(PAGE).text
+    salt = {"salt": hidden(form, "salt"), "code": app_of(form).at(strict.now)}
+    for browser in (before, thief):
+        answer = browser.post(PAGE, {"form_token": browser.form_token(), "act": "set-up", "replaces": "", **salt})
+        assert answer.status in (303, 403) and thief.get("/admin/").header("Location") == OF_PAGE
+    for wrong in ({"code": "000000"}, {"recovery": "aaaa-aaaa-aaaa-aaaa"}):
+        assert post(thief, "give", **wrong).status == 403
+    browser = sign_in(strict, BOB)
+    assert post(browser, "give", recovery=found[1]).status == 303
+    app, _ = set_up(strict, browser)
+    assert browser.get("/admin/").status == 200
+    assert post(sign_in(strict, BOB), "give", recovery=found[1]).status == 403, "it works once"
+    assert give(strict, sign_in(strict, BOB), app).status == 303
+    assert sorted(audited(strict)) == [
+        ("recovery-code-used", BOB, "set-up code"),
+        ("second-factor-reset", ALICE, "set-up code"),
+        ("second-factor-set", ALICE, ""),
+        ("second-factor-set", BOB, ""),
+    ]
+    texts = " ".join(mails(strict))
+    assert "set-up code was used" in texts and "A second factor was set up" in texts and found[1] not in texts
+
+
+def test_a_set_up_code_ends_after_a_week(strict: Site) -> None:
+    code = strict.parts.second_factors.make_set_up_code(ALICE, BY_OPERATOR)
+    strict.pass_time(days=8)
+    browser = sign_in(strict)
+    assert post(browser, "give", recovery=code).status == 403
+    code = strict.parts.second_factors.make_set_up_code(ALICE, BY_OPERATOR)
+    assert post(browser, "give", recovery=code).header("Location") == "/quarantine/sign-in?ended=console"
+
+
+COMPANY = {"oidc": {"company": {"issuer": "https://id.example.org", "client_id": "q", "client_secret": "s"}}}
+
+
+@pytest.fixture
+def with_provider(make_parts: Callable[..., Parts]) -> Site:
+    groups = {"it": "administrator"}
+    return Site(make_parts(staff__administrators=ALICE, staff__second_factor="true", staff__groups=groups, **COMPANY))
+
+
+def test_a_mailed_link_gives_no_role_of_a_group(with_provider: Site) -> None:
+    site = with_provider
+    site.parts.staff.put_groups(BOB, "oidc:company", ["it"])
+    assert sign_in(site, BOB, "oidc:company").get("/admin/").status == 200
+    for method in ("mailed-link", "ldap", "oidc:other"):
+        browser = sign_in(site, BOB, method)
+        assert browser.get("/admin/").status == browser.get(PAGE).status == 404, method
+        assert "/admin/" not in browser.get("/").text, method
+
+
+def test_who_signed_in_with_a_provider_sets_up_nothing_after_a_mailed_link(with_provider: Site) -> None:
+    site = with_provider
+    before = sign_in(site)
+    form = before.get(PAGE).text
+    actor = Actor(ActorKind.RECIPIENT, ALICE, "oidc:company", "192.0.2.1")
+    site.store.audit.record(AuditEntry.new(site.now, Act.SIGNED_IN, actor, ALICE))
+    thief = sign_in(site)
+    page = thief.get(PAGE).text
+    assert 'class="key"' not in page and 'href="/quarantine/sign-in/oidc/company"' in page and "set-up code" in page
+    for browser in (before, thief, sign_in(site, method="imap")):
+        answer = post(browser, "set-up", salt=hidden(form, "salt"), replaces="", code=app_of(form).at(site.now))
+        assert answer.status == 403 and site.store.second_factors.get(ALICE) is None
+        assert post(browser, "codes", replaces="").status == 403
+    set_up(site, sign_in(site, method="ldap"))
+
+
+def test_people_learn_of_changes_by_mail(site: Site) -> None:
+    browser = sign_in(site)
+    _, codes = set_up(site, browser)
+    post(browser, "codes", replaces=hidden(browser.get(PAGE).text, "replaces"))
+    post(sign_in(site), "give", recovery=codes[0])
+    site.pass_time(seconds=1)
+    first, second = mails(site)
+    assert "A second factor was set up" in first and "192.0.2.7" in first
+    assert "New recovery codes" in second
+
+
+def test_a_proxy_that_asks_itself_is_enough(make_parts: Callable[..., Parts]) -> None:
+    proxy = {"proxy__secret": "p" * 32, "staff__second_factor": "true", "staff__administrators": ALICE}
+    alone = {"sign_in__mailed_link": "false", **proxy}
+    with pytest.raises(SettingsError, match=r"staff\.second_factor is true, but the proxy is the only way"):
+        make_parts(**alone)
+    assert sign_in(Site(make_parts(**proxy)), method="proxy").get("/admin/").header("Location") == OF_PAGE
+    trusting = Site(make_parts(**alone, proxy__second_factor="true"))
+    assert sign_in(trusting, method="proxy").get("/admin/").status == 200
+    assert sign_in(trusting).get("/admin/").header("Location") == OF_PAGE
+
+
+def test_a_factor_counts_for_the_roles_that_a_directory_or_an_old_domain_may_give_back(
+    make_parts: Callable[..., Parts],
+) -> None:
+    directory = {"ldap__uri": "ldaps://ldap.example.org", "ldap__base": "dc=example,dc=org"}
+    site = Site(make_parts(staff__administrators=ALICE))
+    of_groups = Site(make_parts(staff__administrators=ALICE, staff__groups={"it": "administrator"}, **directory))
+    of_groups.now = site.now
+    for person, role in ((BOB, Role.DOMAIN_ADMINISTRATOR), (MALLORY, Role.HELP_DESK)):
+        site.store.staff.give(Grant(person, role, "example.org", site.now, BY_OPERATOR))
+    set_up(site, sign_in(site, MALLORY))
+    assert reset(sign_in(of_groups, BOB), MALLORY).status == 403, "she may be an administrator at the next sign-in"
+    gone = Grant(MALLORY, Role.DOMAIN_ADMINISTRATOR, "gone.example", site.now, BY_OPERATOR)
+    site.store.staff.give(gone)
+    assert reset(sign_in(site, BOB), MALLORY).status == 403, "the domain may come back"
+    assert change(sign_in(site, BOB), MALLORY, "set-up-code").status == 403
+    for each in site.store.staff.of(MALLORY):
+        site.store.staff.remove(MALLORY, each.role, each.domain, BY_OPERATOR, site.now)
+    assert reset(sign_in(site, BOB), MALLORY).status == 403, "nobody knows what it protected"
+    page = sign_in(site).get("/admin/staff").text
+    assert "No role at the moment" in page
+    assert reset(sign_in(site), MALLORY).status == 303

@@ -27,6 +27,10 @@ class Audit(ABC):
         """Return the entries that match, newest first, beginning after the entry ``before``."""
 
     @abstractmethod
+    def sign_in_methods(self, person: str) -> Collection[str]:
+        """Return the names of the methods with which a person has signed in, as long as the audit is kept."""
+
+    @abstractmethod
     def tally(
         self,
         actor: Actor,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from portal.model.message import Actor
-from portal.model.second_factor import FactorOutcome, SecondFactor
+from portal.model.second_factor import FactorAnswer, SecondFactor
 from portal.model.staff import Grant, Role
 
 
@@ -79,14 +79,19 @@ class SecondFactors(ABC):
         recovery_sha256: str,
         actor: Actor,
         now: datetime,
-    ) -> FactorOutcome:
+    ) -> FactorAnswer:
         """Compare a code; if it is right, the factor counts as given in this session. Durable on return.
 
         ``step_of``: returns the time step whose code was typed, None if no such code is valid now. A step that is not
         later than the last one is refused, so that each code works once. ``recovery_sha256``: of the recovery code
-        that was typed, "" if none was; it is used up. After `lifecycle.FACTOR_TRIES_MAX` wrong codes within
-        `lifecycle.FACTOR_TRIES_WINDOW` no code is compared, in no process.
+        that was typed instead, "" if none was; it is used up. After `lifecycle.FACTOR_TRIES_MAX` wrong codes of the app
+        no more are compared for `lifecycle.factor_pause`, in no process. Recovery codes are not limited.
         """
+
+    @abstractmethod
+    def put_set_up_code(self, factor: SecondFactor, actor: Actor, now: datetime) -> None:
+        """Replace what a person has by a factor with a set-up code, and end the use of the console as `reset` does.
+        Durable on return."""
 
     @abstractmethod
     def reset(self, person: str, actor: Actor, now: datetime) -> bool:

@@ -175,7 +175,7 @@ CREATE TABLE second_factor (
     recovery TEXT NOT NULL,
     last_step INTEGER NOT NULL DEFAULT 0,
     tries INTEGER NOT NULL DEFAULT 0,
-    tries_since INTEGER
+    tried_at INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE password_try (
     id BLOB PRIMARY KEY,

@@ -275,8 +275,8 @@ CREATE TABLE second_factor (            -- of staff, see model/second_factor.py
     created_at INTEGER NOT NULL,
     recovery TEXT NOT NULL,             -- hashes of the recovery codes that were not used, with spaces between them
     last_step INTEGER NOT NULL DEFAULT 0, -- of the last right code
-    tries INTEGER NOT NULL DEFAULT 0,   -- wrong codes since tries_since
-    tries_since INTEGER
+    tries INTEGER NOT NULL DEFAULT 0,   -- wrong codes of the app since the last right one
+    tried_at INTEGER                    -- the last wrong one
 ) WITHOUT ROWID;
 
 CREATE TABLE vote (                     -- what people say that messages are, see model/vote.py

@@ -162,7 +162,7 @@ MIGRATIONS: dict[int, LiteralString] = {
             recovery text not null,
             last_step bigint not null default 0,
             tries int not null default 0,
-            tries_since timestamptz
+            tried_at timestamptz
         );
         create table password_try (
             id uuid primary key,

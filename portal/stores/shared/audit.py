@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from portal.model.audit import AuditEntry, AuditFilter
+from portal.model.audit import Act, AuditEntry, AuditFilter
 from portal.model.message import Actor, ActorKind, DeliveryId, Event, State, first_id
 from portal.stores.contracts import Audit
 from portal.stores.journal import audit_line
@@ -52,6 +52,11 @@ class SqlAudit(Audit):
         with self._engine.reading() as session:
             rows = session.many(f"{_SELECT}{where} order by id desc limit :limit", **values, limit=limit)
         return [_entry(row) for row in rows]
+
+    def sign_in_methods(self, person: str) -> Collection[str]:
+        select = "select distinct via from audit where subject = :person and act = :act"
+        with self._engine.reading() as session:
+            return [via for (via,) in session.many(select, person=person, act=str(Act.SIGNED_IN))]
 
     def tally(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 from portal.model.audit import Act, AuditEntry
 from portal.model.message import Actor
-from portal.model.second_factor import FactorOutcome, SecondFactor, time_step
+from portal.model.second_factor import FactorAnswer, FactorOutcome, SecondFactor, time_step
 from portal.stores import lifecycle
 from portal.stores.contracts import SecondFactors
 from portal.stores.journal import second_factor_line
@@ -27,8 +27,9 @@ _UPDATE = (
     "update second_factor set salt = :salt, key_fingerprint = :key, created_at = :created_at, recovery = :recovery,"
     " last_step = :last_step where person = :person"
 )
-_TRIES = "update second_factor set tries = :tries, tries_since = :since where person = :person"
+_TRIES = "update second_factor set tries = :tries, tried_at = :at where person = :person"
 _GIVE = "update session set factor_given = true where session_sha256 = :session and recipient = :person"
+_END_USE = "update session set factor_given = false, staff_until = null where recipient = :person"
 _TAKE_FROM_OTHERS = "update session set factor_given = false where recipient = :person and session_sha256 <> :session"
 
 
@@ -60,7 +61,7 @@ class SqlSecondFactors(SecondFactors):
                 return False
             if not is_same:
                 session.execute(_TAKE_FROM_OTHERS, person=person, session=session_sha256)
-                session.execute(_TRIES, person=person, tries=0, since=None)
+                session.execute(_TRIES, person=person, tries=0, at=None)
             session.execute(_GIVE, person=person, session=session_sha256)
             detail = "recovery codes" if is_same else ""
             record(session, [AuditEntry.new(now, Act.SECOND_FACTOR_SET, actor, person, detail)])
@@ -75,29 +76,33 @@ class SqlSecondFactors(SecondFactors):
         recovery_sha256: str,
         actor: Actor,
         now: datetime,
-    ) -> FactorOutcome:
+    ) -> FactorAnswer:
         with self._engine.writing() as session:
             # The lock of the row: codes of a person are compared one after the other, in all processes.
             row = session.one(f"{_SELECT} where person = :person", for_update=True, person=person)
             if row is None:
-                return FactorOutcome.MISSING
+                return FactorAnswer(FactorOutcome.MISSING)
             given = session.one(
                 "select factor_given from session where session_sha256 = :session and recipient = :person",
                 session=session_sha256,
                 person=person,
             )
             if given and given[0]:  # the form was sent twice
-                return FactorOutcome.RIGHT
+                return FactorAnswer(FactorOutcome.RIGHT)
             return _compared(session, _factor(row), session_sha256, step_of, recovery_sha256, actor, now)
+
+    def put_set_up_code(self, factor: SecondFactor, actor: Actor, now: datetime) -> None:
+        with self._engine.writing() as session:
+            put_factor(session, factor.person, factor)
+            session.execute(_END_USE, person=factor.person)
+            record(session, [AuditEntry.new(now, Act.SECOND_FACTOR_RESET, actor, factor.person, "set-up code")])
+            session.journal(partial(second_factor_line, factor.person, factor))
 
     def reset(self, person: str, actor: Actor, now: datetime) -> bool:
         with self._engine.writing() as session:
             removed = session.execute("delete from second_factor where person = :person", person=person) == 1
             if removed:
-                session.execute(
-                    "update session set factor_given = false, staff_until = null where recipient = :person",
-                    person=person,
-                )
+                session.execute(_END_USE, person=person)
                 record(session, [AuditEntry.new(now, Act.SECOND_FACTOR_RESET, actor, person)])
                 session.journal(partial(second_factor_line, person, None))
         return removed
@@ -130,36 +135,48 @@ def _compared(
     recovery_sha256: str,
     actor: Actor,
     now: datetime,
-) -> FactorOutcome:
+) -> FactorAnswer:
     person = factor.person
-    row = session.one("select tries, tries_since from second_factor where person = :person", person=person)
-    tries, since = row or (0, None)
-    # Not only since <= now: hosts' clocks differ, and a time in the far future comes from a clock that was wrong.
-    if since is None or abs(now - since) >= lifecycle.FACTOR_TRIES_WINDOW:
-        tries, since = 0, now
-    if tries >= lifecycle.FACTOR_TRIES_MAX:
-        return FactorOutcome.LIMITED
-    # A last step that no code can have now comes from a clock that was ahead.
-    last_step = factor.last_step if factor.last_step <= time_step(now) + 1 else 0
-    step = step_of(factor)
-    if step is not None and step > last_step:
-        outcome, used = FactorOutcome.RIGHT, replace(factor, last_step=step)
-    elif recovery_sha256 in factor.recovery:
-        left = tuple(each for each in factor.recovery if each != recovery_sha256)
-        outcome, used = FactorOutcome.RECOVERED, replace(factor, recovery=left)
-        detail = f"{len(left)} left"
+    if recovery_sha256:
+        if not factor.accepts(recovery_sha256, now):
+            return FactorAnswer(FactorOutcome.WRONG)
+        used = replace(factor, recovery=tuple(each for each in factor.recovery if each != recovery_sha256))
+        answer = FactorAnswer(FactorOutcome.RECOVERED, left=len(used.recovery))
+        detail = f"{answer.left} left" if factor.has_app else "set-up code"
         record(session, [AuditEntry.new(now, Act.RECOVERY_CODE_USED, actor, person, detail)])
         session.journal(partial(second_factor_line, person, used))
     else:
-        session.execute(_TRIES, person=person, tries=tries + 1, since=since)
-        if tries + 1 == lifecycle.FACTOR_TRIES_MAX:
-            detail = f"{tries + 1} wrong codes"
-            record(session, [AuditEntry.new(now, Act.SECOND_FACTOR_REFUSED, actor, person, detail)])
-        return FactorOutcome.WRONG
+        tries, tried_at = _tries(session, person, now)
+        until = tried_at + lifecycle.factor_pause(tries)
+        if now < until:
+            return FactorAnswer(FactorOutcome.LIMITED, until)
+        # A last step that no code can have now comes from a clock that was ahead.
+        last_step = factor.last_step if factor.last_step <= time_step(now) + 1 else 0
+        step = step_of(factor)
+        if step is None or step <= last_step:
+            return _wrong(session, person, tries + 1, actor, now)
+        answer, used = FactorAnswer(FactorOutcome.RIGHT), replace(factor, last_step=step)
     session.execute(_UPDATE, **_values(used))
-    session.execute(_TRIES, person=person, tries=0, since=None)
+    session.execute(_TRIES, person=person, tries=0, at=None)
     session.execute(_GIVE, person=person, session=session_sha256)
-    return outcome
+    return answer
+
+
+def _tries(session: Session, person: str, now: datetime) -> tuple[int, datetime]:
+    """Return how many wrong codes of the app count, and when the last one was typed."""
+    row = session.one("select tries, tried_at from second_factor where person = :person", person=person)
+    tries, tried_at = row or (0, None)
+    return lifecycle.factor_tries(tries, tried_at, now), tried_at or now
+
+
+def _wrong(session: Session, person: str, tries: int, actor: Actor, now: datetime) -> FactorAnswer:
+    session.execute(_TRIES, person=person, tries=tries, at=now)
+    pause = lifecycle.factor_pause(tries)
+    if not pause:
+        return FactorAnswer(FactorOutcome.WRONG)
+    detail = f"{tries} wrong codes, no more for {pause.total_seconds() / 60:.0f} minutes"
+    record(session, [AuditEntry.new(now, Act.SECOND_FACTOR_REFUSED, actor, person, detail)])
+    return FactorAnswer(FactorOutcome.LOCKED, now + pause)
 
 
 def _get(session: Session, person: str, *, for_update: bool = False) -> SecondFactor | None:

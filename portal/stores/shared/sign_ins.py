@@ -176,7 +176,8 @@ class SqlSignIns(SignIns):
         job = [f"j.{column}" for column in COLUMNS] if job_id else ["null"]
         select = (
             "select s.recipient, s.used_at, r.preferences, s.authenticated_at, s.staff_until,"
-            " exists (select 1 from staff where person = s.recipient and (source = '' or expires_at > :now)),"
+            " exists (select 1 from staff where person = s.recipient"
+            " and (source = '' or (source = s.method and expires_at > :now))),"
             " exists (select 1 from second_factor where person = s.recipient), s.factor_given,"
             f" s.method, s.method_subject, s.method_session, {', '.join(job)}"
             " from session s left join recipient r on r.recipient = s.recipient"

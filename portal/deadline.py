@@ -1,4 +1,4 @@
-"""The time limit of a check of a password, over all servers and all of their steps."""
+"""A time limit over all steps of what another server does: a check of a password, an answer of a provider."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHECK_SECONDS = 30.0
 
 
 class Deadline:
-    """A moment by which a check must end. Used by one thread, in a ``with`` block.
+    """A moment by which a check or an answer must end. Used by one thread, in a ``with`` block.
 
     The timeout of a socket is for each packet, so a server that sends a little at a time could take any time. Therefore
     connections that are watched are shut down at the deadline, by a thread of their own.
@@ -77,7 +77,7 @@ class Deadline:
         return error if time.monotonic() < self._ends_at else self._text()
 
     def _text(self) -> str:
-        return f"it did not answer within {self._seconds:g} s for the whole check"
+        return f"it did not answer within {self._seconds:g} s in all"
 
     def _end(self) -> None:
         with self._lock:
