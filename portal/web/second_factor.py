@@ -182,7 +182,7 @@ class SecondFactorPages:
             until=viewer.language.moment(until, viewer.zone) if until else "",
             has_app=factor.has_app,
             is_lost=is_lost,
-            is_recovery=bool(request.form("recovery")) or is_lost,
+            is_recovery=bool(request.form("recovery") or until) or is_lost,
         )
 
     def _page(
