@@ -28,9 +28,9 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
-from portal.deadline import Deadline
 from portal.model.text import shown
 from portal.openid import AddressUnverified, Logout, Person, ProviderUnavailable, SignInRefused, Trial
+from portal.passwords.deadline import Deadline
 from portal.settings import OidcSettings, is_safe_url
 
 log = logging.getLogger("quarantine.openid")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from portal.deadline import Deadline
 from portal.model.errors import SettingsError
+from portal.passwords.deadline import Deadline
 from portal.settings import Settings
 
 MAX_PASSWORD_OCTETS = 1024

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 
-from portal.deadline import Deadline
 from portal.model.errors import PasswordServerUnavailable, PasswordUnanswered
 from portal.model.text import shown
 from portal.passwords import Proven
+from portal.passwords.deadline import Deadline
 from portal.settings.passwords import ImapSettings
 
 # RFC 5530: the server could not check the password, or rejects the portal and not the password.

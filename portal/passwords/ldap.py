@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from portal.deadline import Deadline
 from portal.model.errors import PasswordServerUnavailable, PasswordUnanswered
 from portal.model.message import identity, is_address
 from portal.model.text import shown
 from portal.passwords import Proven
+from portal.passwords.deadline import Deadline
 from portal.settings.passwords import LdapSettings
 
 with warnings.catch_warnings():

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from portal.deadline import Deadline
 from portal.model.errors import PasswordServerUnavailable, PasswordUnanswered
 from portal.passwords import PasswordServer
+from portal.passwords.deadline import Deadline
 from portal.passwords.imap import ImapServer
 from portal.passwords.ldap import LdapServer
 from portal.settings.passwords import ImapSettings, LdapSettings

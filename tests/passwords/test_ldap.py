@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 import pytest
 from pydantic import SecretStr
 
-from portal.deadline import Deadline
 from portal.model.errors import PasswordServerUnavailable, SettingsError
 from portal.passwords import password_servers
+from portal.passwords.deadline import Deadline
 from portal.passwords.ldap import LdapServer
 from portal.settings import Settings
 from portal.settings.passwords import LdapSettings

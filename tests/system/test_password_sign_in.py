@@ -12,11 +12,11 @@ import pytest
 from pydantic import SecretStr
 
 from portal.cli import password_checks
-from portal.deadline import Deadline
 from portal.model.audit import AuditFilter
 from portal.model.errors import PasswordServerUnavailable
 from portal.model.staff import Role
 from portal.passwords import PasswordServer, Proven
+from portal.passwords.deadline import Deadline
 from portal.passwords.imap import ImapServer
 from portal.passwords.ldap import LdapServer
 from portal.settings import Settings

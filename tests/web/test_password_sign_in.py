@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from portal.deadline import Deadline
 from portal.model.audit import AuditFilter
 from portal.passwords import Proven
+from portal.passwords.deadline import Deadline
 from tests.builders import ALICE, BOB
 from tests.conftest import MakeParts
 from tests.imap_server import CERTIFICATE, ImapServer

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from bottle import HTTPError, HTTPResponse
 
-from portal.deadline import Deadline
 from portal.model.errors import PasswordServerUnavailable, PasswordUnanswered
 from portal.model.message import identity, is_address, new_id
 from portal.model.text import N_
 from portal.passwords import PasswordServer, is_passable
+from portal.passwords.deadline import Deadline
 from portal.stores.records import Admission, Method, PasswordLimits, PasswordTry
 from portal.web.auth.client import client_key
 from portal.web.auth.identity import Arrivals, Identified
