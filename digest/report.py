@@ -37,7 +37,7 @@ def send_reports(parts: Parts, now: datetime, *, stopped: Stopped = never) -> in
         people = reported.people if reported.month == str(month) else ()
         if stopped():
             break
-        if person in people:
+        if person in people or parts.store.recipients.get(person).preferences.monthly_report is False:
             continue
         mail = Reports(parts.store, parts.actions).mail(person, hosts, month)
         new = note.to_text(notes.Reported(str(month), (*people, person)))

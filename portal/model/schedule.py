@@ -63,12 +63,19 @@ class Preferences:
     timezone: str | None = None
     language: str | None = None
     notices: bool | None = None
+    monthly_report: bool | None = None  # of those who administer domains
 
     def to_json(self) -> str | None:
         """Return the text that stores keep, or None if nothing was chosen."""
         at = [f"{each:%H:%M}" for each in self.at] if self.at else None
-        values = {"schedule": self.schedule, "at": at, "timezone": self.timezone, "language": self.language}
-        chosen = {name: value for name, value in {**values, "notices": self.notices}.items() if value is not None}
+        values: dict[str, Any] = {
+            "schedule": self.schedule,
+            "at": at,
+            "timezone": self.timezone,
+            "language": self.language,
+        }
+        values |= {"notices": self.notices, "monthly_report": self.monthly_report}
+        chosen = {name: value for name, value in values.items() if value is not None}
         return json.dumps(chosen) if chosen else None
 
     @classmethod
@@ -78,7 +85,8 @@ class Preferences:
         if not isinstance(chosen, dict):
             raise ValueError("stored preferences are not a JSON object")
         at = tuple(time.fromisoformat(each) for each in chosen.get("at", ())) or None
-        return cls(chosen.get("schedule"), at, chosen.get("timezone"), chosen.get("language"), chosen.get("notices"))
+        names = ("timezone", "language", "notices", "monthly_report")
+        return cls(chosen.get("schedule"), at, *map(chosen.get, names))
 
 
 NO_PREFERENCES = Preferences()

@@ -71,6 +71,7 @@ PERMISSIONS: Mapping[Role, frozenset[Permission]] = {
 }
 
 # What an API token may do at most. None may give roles: a stolen token could otherwise give a lasting one.
+_ADMINISTERING = frozenset({Role.ADMINISTRATOR, Role.DOMAIN_ADMINISTRATOR})
 SCOPES: Mapping[Scope, frozenset[Permission]] = {
     Scope.READ: frozenset({Permission.SEE_ENVELOPE, Permission.SEE_BODY, Permission.READ_AUDIT}),
     Scope.ACT: frozenset(Permission) - {Permission.MANAGE_STAFF},
@@ -133,11 +134,16 @@ class Staff:
         of_settings = [grant for person in self.settings.staff.administrators for grant in self._of_settings(person)]
         return [*of_settings, *self.store.staff.all()]
 
+    @staticmethod
+    def administers(member: Member) -> bool:
+        """Return whether a person administers a domain."""
+        return any(grant.role in _ADMINISTERING for grant in member.grants)
+
     def administrators(self) -> Mapping[str, frozenset[str]]:
         """Return the people who administer domains and can sign in, with these domains: EVERYWHERE alone for all."""
         found: dict[str, set[str]] = {}
         for grant in self.all():
-            if grant.role in (Role.ADMINISTRATOR, Role.DOMAIN_ADMINISTRATOR) and self.can_sign_in(grant.person):
+            if grant.role in _ADMINISTERING and self.can_sign_in(grant.person):
                 found.setdefault(grant.person, set()).add(grant.domain)
         everywhere = frozenset({EVERYWHERE})
         return {person: everywhere if EVERYWHERE in hosts else frozenset(hosts) for person, hosts in found.items()}

@@ -274,6 +274,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/domains", console.route(Permission.READ_AUDIT, domains.show)),
         ("POST", "/admin/domains", console.route(Permission.MANAGE_DOMAIN_POLICY, domains.change, "/admin/domains")),
         ("GET", "/admin/statistics", console.route(Permission.SEE_ENVELOPE, statistics.show)),
+        ("POST", "/admin/statistics", console.route(Permission.SEE_ENVELOPE, statistics.choose, "/admin/statistics")),
         ("GET", "/admin/statistics/days.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_days)),
         ("GET", "/admin/statistics/tiers.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_tiers)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),

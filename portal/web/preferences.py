@@ -252,6 +252,7 @@ class PreferencePages:
         before = self._store.recipients.get(recipient).preferences
         if preferences.notices == self._pages.parts.domains.plan(recipient, before).notices:
             preferences = replace(preferences, notices=before.notices)
+        preferences = replace(preferences, monthly_report=before.monthly_report)  # which is not in the form
         if preferences.schedule == Schedule.NEVER:
             at = preferences.at or before.at
             kept = replace(preferences, schedule=before.schedule, at=at)

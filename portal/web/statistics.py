@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partial
 from types import MappingProxyType
@@ -22,6 +23,8 @@ from portal.web.charts import chart
 from portal.web.console import Console, StaffSession, shown_domain
 from portal.web.pages import Pages
 from portal.web.request import Request
+
+log = logging.getLogger("quarantine.web")
 
 PATH = "/admin/statistics"
 _DAYS = (7, 30, 90, 365)
@@ -80,6 +83,7 @@ class StatisticsPages:
         self._pages = pages
         self._console = console
         self._staff = pages.parts.staff
+        self._recipients = pages.parts.store.recipients
         self._statistics = pages.parts.store.statistics
 
     def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
@@ -112,7 +116,27 @@ class StatisticsPages:
             domain=domain,
             domains=self._domains(staff),
             charts={name: f"{PATH}/{name}.svg?{urlencode(chosen)}" for name in ("days", "tiers")},
+            reports=self._reports(staff),
+            done=request.query("done") == "report",
         )
+
+    def choose(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """POST /admin/statistics: send this person the monthly report from now on, or do not."""
+        person, chosen = staff.member.person, request.form("report")
+        if chosen not in ("on", "off") or self._reports(staff) is None:
+            text = N_("Go back and press one of the buttons.")
+            return self._pages.notice(request, N_("No action selected"), text, 400)
+        before = self._recipients.get(person).preferences
+        self._recipients.set_preferences(person, replace(before, monthly_report=chosen == "on"))
+        log.info("preferences recipient=%s change=%s %s", person, "monthly-report", chosen)
+        return self._pages.see_other(f"{PATH}?done=report")
+
+    def _reports(self, staff: StaffSession) -> bool | None:
+        """Return whether this person gets the monthly report, None if nobody would send it to them."""
+        person = staff.member.person
+        if not self._pages.parts.settings.staff.monthly_report or not self._staff.administers(staff.member):
+            return None
+        return self._recipients.get(person).preferences.monthly_report is not False
 
     def chart_of_days(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """GET /admin/statistics/days.svg: held and released deliveries of each day."""

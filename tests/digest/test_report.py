@@ -147,6 +147,14 @@ def test_a_process_that_is_killed_or_another_host_sends_no_second_one(
     assert len(ids) == 2 and message_from_bytes(server.unanswered[0].data)["Message-ID"] in ids, "it can be recognized"
 
 
+def test_who_wants_no_report_gets_none(parts: Parts) -> None:
+    parts.store.recipients.set_preferences(ALICE, Preferences(monthly_report=False))
+    assert send_reports(parts, BEGIN + 8 * HOUR) == 1
+    assert send_reports(parts, BEGIN + 9 * HOUR) == 0
+    parts.store.recipients.set_preferences(ALICE, Preferences(monthly_report=True))
+    assert send_reports(parts, BEGIN + 10 * HOUR) == 1
+
+
 def test_a_new_site_a_wrong_clock_and_a_setting_send_none(make_parts: MakeParts) -> None:
     new = make_parts()
     prepare(new, is_counted=False)

@@ -664,6 +664,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/admin/domains"): (303, 404, 404),
     ("POST", "/admin/domains"): (303, 404, 404),
     ("GET", "/admin/statistics"): (303, 404, 404),
+    ("POST", "/admin/statistics"): (303, 404, 404),
     ("GET", "/admin/statistics/days.svg"): (303, 404, 404),
     ("GET", "/admin/statistics/tiers.svg"): (303, 404, 404),
     ("GET", "/admin/staff"): (303, 404, 404),

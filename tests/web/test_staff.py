@@ -68,6 +68,7 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "/admin/domains"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/domains"): (303, 404, 400, 400, 403, 403, 403),
     ("GET", "/admin/statistics"): (303, 404, 200, 200, 200, 200, 200),
+    ("POST", "/admin/statistics"): (303, 404, 400, 400, 400, 400, 400),
     ("GET", "/admin/statistics/days.svg"): (303, 404, 200, 200, 200, 200, 200),
     ("GET", "/admin/statistics/tiers.svg"): (303, 404, 200, 200, 200, 200, 200),
     ("GET", "/admin/staff"): (303, 404, 200, 200, 200, 403, 200),

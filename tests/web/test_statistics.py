@@ -11,6 +11,7 @@ import pytest
 from digest.housekeeping import index_facets
 from digest.statistics import count_days
 from portal.model.message import Symbol, Tier
+from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Count, Month
 from tests.builders import ALICE, BOB, BY_OPERATOR, hold
@@ -109,3 +110,22 @@ def test_the_page_of_an_empty_store_says_so(site: Site) -> None:
     browser = staff(site)
     assert "Nothing was counted in these days." in browser.get("/admin/statistics").text
     assert browser.get("/admin/statistics/days.svg").status == 200
+
+
+def test_administrators_stop_and_resume_the_mails_of_the_report(site: Site) -> None:
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    site.store.recipients.set_preferences(BOB, Preferences(timezone="Europe/Berlin"))
+    form = {"form_token": browser.form_token()}
+    for chosen, offered in (("off", "Mail me the report"), ("on", "Do not mail me the report")):
+        answer = browser.post("/admin/statistics", form | {"report": chosen})
+        assert answer.header("Location") == "/quarantine/admin/statistics?done=report"
+        page = browser.get("/admin/statistics?done=report").text
+        assert "Your choice was saved." in page and f">{offered}</button>" in page
+        assert browser.post("/preferences", form | {"change": "save", "timezone": "Europe/Berlin"}).status == 303
+        kept = site.store.recipients.get(BOB).preferences
+        assert (kept.timezone, kept.monthly_report) == ("Europe/Berlin", chosen == "on")
+    assert browser.post("/admin/statistics", form).status == 400
+
+
+def test_others_are_offered_no_report(site: Site) -> None:
+    assert 'name="report"' not in staff(site, Role.AUDITOR).get("/admin/statistics").text
