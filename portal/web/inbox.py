@@ -37,6 +37,8 @@ _COUNTED = 1_000  # deliveries, for the numbers beside the links above the list
 _COUNTED_ELSEWHERE = 100  # matches in other views than one without any
 _LISTED_OTHERS = 20  # near-duplicates that a row names; the button acts on all of them
 _VISIT_COOKIE = "visit"
+_HABITS_COOKIE = "list"
+_NO_HABITS = f"newest.{SIZES[0]}"
 _VISIT_SECONDS = 30 * 60  # without a list for so long, a visit has ended
 _VISITS_KEPT_SECONDS = 365 * 24 * 3600
 _VISITS = re.compile(r"([0-9]{1,11})\.([0-9]{1,11})", re.ASCII)
@@ -100,7 +102,8 @@ class Inbox:
         """GET /: list the recipient's messages, newest or likeliest mistakes first. Search and filters narrow it."""
         result = kept(request)
         session = self._sessions.of(request, result.batch)
-        listing, reader = Listing.of(parse_qsl(request.query_string)), self._reader(session.recipient)
+        listing, habits = _as_usual(request, Listing.of(parse_qsl(request.query_string)))
+        reader = self._reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
         counts = self._store.deliveries.counts(reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0)
         groups, older, newer, matches = self._groups(listing, reader, viewer, addresses_in(counts.released_from))
@@ -146,6 +149,8 @@ class Inbox:
             undone=_row_of(of, undone, number),
         )
         self._pages.set_cookie(response, _VISIT_COOKIE, visits, _VISITS_KEPT_SECONDS)
+        if habits != (request.cookie(_HABITS_COOKIE) or _NO_HABITS):
+            self._pages.set_cookie(response, _HABITS_COOKIE, habits, _VISITS_KEPT_SECONDS)
         if result.act or result.rules or (job is not None and job.finished_at is not None):
             forget(self._pages, response)
         return response
@@ -243,6 +248,17 @@ class Inbox:
 
     def _reader(self, recipient: str) -> Reader:
         return self._pages.parts.people.reader(recipient)
+
+
+def _as_usual(request: Request, listing: Listing) -> tuple[Listing, str]:
+    """Return a list with the order and the page size that its reader chose last, unless the address has others; and
+    the value of the cookie that remembers them."""
+    order, _, size = (request.cookie(_HABITS_COOKIE) or "").partition(".")
+    usual = {"order": order if order == "likely" else "", "size": size if size in SIZES[1:] else ""}
+    chosen = {name: listing.get(name) or value for name, value in usual.items()}
+    values = {**listing.values, **{name: value for name, value in chosen.items() if value}}
+    listing = replace(listing, values=values)
+    return listing, f"{'likely' if chosen['order'] == 'likely' else 'newest'}.{listing.size}"
 
 
 def _row_of(rows: Mapping[DeliveryId, Row], message_id: UUID | None, number: int | None) -> Row | None:

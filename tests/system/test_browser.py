@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext
 from digest import housekeeping
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.message import Scan, ScanOutcome, State, Tier
+from portal.model.message import Scan, ScanOutcome, State, Symbol, Tier
 from tests.builders import ALICE, digesting, rule
 from tests.system.local_site import LocalSite, local_site, sign_in
 from tests.web_client import Site
@@ -254,7 +254,8 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
         page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, address
         targets = page.locator(
-            "button:not(.plain, .for-readers), .button, .back a, .tick, input:not([type=hidden], [type=checkbox])"
+            "button:not(.plain, .for-readers), .button, .back a, .tick, input:not([type=hidden], [type=checkbox]),"
+            " .views a, .orders a, .pages a, .aside a, .alike li a, .chips a"
         ).filter(visible=True)
         heights = targets.evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
         assert all(height >= 44 for height in heights), address
@@ -269,10 +270,42 @@ def test_rows_of_the_list_are_low(site: Site, steered: Browser, width: int, high
         site.hold(tier)
     for number in range(3):
         site.hold(subject=f"Offer of the week {number}")
+        site.hold(Tier.SUSPICIOUS, subject=f"Scan {number}", symbols=(Symbol("SPOOF_DISPLAY_NAME", 8.0),))
     page = signed_in(site, steered, viewport={"width": width, "height": 640}).new_page()
     page.goto(f"{site.parts.settings.public_url}/")
+    assert page.locator("li:has(.alert) .alike").count() == 1
     heights = page.locator(".rows > li").evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
-    assert len(heights) == 7 and max(heights) <= highest, heights
+    assert len(heights) == 8 and max(heights) <= highest, heights
+
+
+def test_what_is_cut_in_the_list_is_the_end_of_a_subject_and_the_beginning_of_an_address(
+    site: Site, steered: Browser
+) -> None:
+    """Also a subject in the other direction than the page's. The domain of an address stays longer than the name."""
+    sender = f'"{"Name " * 12}" <{"l" * 60}@{"sub." * 12}evil.example>'
+    site.hold(subject="Offer " * 40, header_from=sender)
+    site.hold(subject="عرض " * 60, header_from="<a@b.example>")
+    page = signed_in(site, steered, viewport={"width": 900, "height": 640}).new_page()
+    page.goto(f"{site.parts.settings.public_url}/")
+    of = "one => [getComputedStyle(one).direction, one.scrollWidth > one.clientWidth]"
+    assert page.locator(".mail bdi").first.evaluate(of) == ["rtl", True]
+    assert page.locator(".mail bdi").last.evaluate(of) == ["ltr", True]
+    assert page.locator(".from .address").last.evaluate(of) == ["rtl", True]
+    inner, outer = (page.locator(f".from .address{part}").last.bounding_box() for part in (" bdi", ""))
+    assert inner and outer and inner["x"] < outer["x"]
+    assert abs(inner["x"] + inner["width"] - outer["x"] - outer["width"]) < 1, "the end is seen"
+
+
+def test_the_list_is_printed_without_boxes_and_buttons(site: Site, steered: Browser) -> None:
+    for number in range(3):
+        site.hold(subject=f"Offer of the week {number}")
+    site.hold(Tier.SUSPICIOUS, subject="Scanned document", symbols=(Symbol("SPOOF_DISPLAY_NAME", 8.0),))
+    page = signed_in(site, steered, viewport={"width": 718, "height": 1000}).new_page()
+    page.goto(f"{site.parts.settings.public_url}/")
+    page.emulate_media(media="print")
+    assert page.locator(".list .tick, .bar, .do, .search, .views").filter(visible=True).count() == 0
+    lefts = page.locator(".line").evaluate_all("all => all.map(one => one.getBoundingClientRect().x)")
+    assert len(lefts) == 2 and len(set(lefts)) == 1, lefts
 
 
 @pytest.mark.parametrize(("tier", "highest"), [(Tier.SPAM, 400), (Tier.SUSPICIOUS, 480)])

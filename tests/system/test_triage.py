@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
+from playwright.sync_api import Browser, Locator, Page, ViewportSize
 
 from digest.housekeeping import run_batches
 from portal.assemble import Parts
 from portal.model.message import State, Symbol
 from portal.stores.records import Held
 from tests.system.browsers import Window, button, link, until, wait_for
-from tests.system.local_site import LocalSite, local_site
+from tests.system.local_site import LocalSite, local_site, sign_in
 
 pytestmark = pytest.mark.system
 PROVEN = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("R_DKIM_ALLOW", -0.2))
@@ -66,11 +67,8 @@ def by_forms(window: Window) -> Presses:
     yield partial(window.press, button("Delete selected"))
 
 
-@pytest.mark.parametrize(("way", "scripts"), [(by_mouse, True), (by_keys, True), (by_forms, False)])
-def test_sixty_messages_are_triaged_in_eight_presses(
-    site: LocalSite, window: Window, way: Callable[[Window], Presses]
-) -> None:
-    """Find the four wanted messages, release them, and delete the others."""
+def hold_sixty(site: LocalSite) -> tuple[list[Held], list[Held]]:
+    """Hold four messages that are wanted, and 56 others before and after them."""
 
     def spam(first: int) -> list[Held]:
         numbers = range(first, first + 28)
@@ -81,10 +79,19 @@ def test_sixty_messages_are_triaged_in_eight_presses(
         site.hold(subject=subject, header_from=f"<a@partner{n}.example>", symbols=PROVEN, score=15.5)
         for n, subject in enumerate(("Re: Minutes", "Order 4711", "Lunch?", "Your VAT notice"))
     ]
-    unwanted += spam(29)
+    return wanted, [*unwanted, *spam(29)]
+
+
+@pytest.mark.parametrize(("way", "scripts"), [(by_mouse, True), (by_keys, True), (by_forms, False)])
+def test_sixty_messages_are_triaged_in_eight_presses(
+    site: LocalSite, window: Window, way: Callable[[Window], Presses]
+) -> None:
+    """Find the four wanted messages, release them, and delete the others."""
+    wanted, unwanted = hold_sixty(site)
     window.sign_in(site)
+    window.open(f"{site.parts.settings.public_url}/?order=likely&size=100")  # on an earlier day
     requests = site.requests()
-    window.open(f"{site.parts.settings.public_url}/?order=likely&size=100")
+    window.open(f"{site.parts.settings.public_url}/")
     presses = 0
     for press in way(window):
         press()
@@ -97,6 +104,53 @@ def test_sixty_messages_are_triaged_in_eight_presses(
     wait_for(window, "Deleted: 56")
     assert states(site, wanted) == [State.RELEASED] * 4
     assert states(site, unwanted) == [State.DELETED] * 56
+
+
+def with_thumb(page: Page, what: Locator) -> None:
+    box = what.bounding_box()
+    assert box is not None and box["width"] >= 44 and box["height"] >= 44, box
+    what.tap()
+
+
+def with_keys(page: Page, what: Locator) -> None:
+    """Tab to an element, and press it: a box by Space, a button by Enter."""
+    box = what.locator("input")
+    wanted = box if box.count() else what
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        if wanted.evaluate("one => one === document.activeElement"):
+            break
+    else:
+        raise AssertionError(f"Tab does not reach {what}")
+    page.keyboard.press("Space" if box.count() else "Enter")
+
+
+@pytest.mark.parametrize(("press", "phone"), [(with_thumb, True), (with_keys, False)])
+def test_sixty_messages_are_triaged_without_scripts_by_thumb_and_by_tab(
+    site: LocalSite, browser: Browser, press: Callable[[Page, Locator], None], phone: bool
+) -> None:
+    wanted, unwanted = hold_sixty(site)
+    size: ViewportSize = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 800}
+    context = browser.new_context(viewport=size, has_touch=phone, java_script_enabled=False)
+    sign_in(site, context)
+    page = context.new_page()
+    page.goto(f"{site.parts.settings.public_url}/?order=likely&size=100")
+    requests = site.requests()
+    page.goto(f"{site.parts.settings.public_url}/")
+    presses = [page.locator(".tick").nth(number) for number in range(4)]
+    presses.append(page.get_by_role("button", name="Release selected"))
+    presses.append(page.get_by_role("link", name="Select all on this page"))
+    presses.append(page.get_by_role("button", name="Delete selected"))
+    for what in presses:
+        press(page, what)
+        page.wait_for_load_state()
+    page.wait_for_url("**/jobs/**")
+    loads = [path for kind, path in requests if kind == "document"]
+    assert len(presses) <= 8 and len(loads) <= 4, loads
+    run_batches(site.parts, site.now)
+    assert states(site, wanted) == [State.RELEASED] * 4
+    assert states(site, unwanted) == [State.DELETED] * 56
+    context.close()
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["", "without JavaScript"])

@@ -308,6 +308,19 @@ def test_likely_mistakes_are_first_if_asked(site: Site) -> None:
     assert 'rel="next"' in page and "Possibly dangerous messages" in browser.get("/?order=likely&skip=25").text
 
 
+def test_the_order_and_the_page_size_are_remembered(site: Site) -> None:
+    for number in range(60):
+        site.hold(subject=letters(number), score=20.0 + number)
+    browser = site.signed_in(ALICE)
+    newest, likely = listed(browser, ""), listed(browser, "?order=likely&size=50")
+    assert (newest[0], len(newest), likely[0], len(likely)) == (letters(59), 25, letters(0), 50)
+    assert listed(browser, "") == likely and "Other messages" in browser.get("/").text
+    assert len(listed(browser, "?size=100")) == len(listed(browser, "")) == 60
+    assert listed(browser, "?order=newest&size=25") == listed(browser, "") == newest
+    browser.cookies["__Host-quarantine-list"] = "x.1"
+    assert listed(browser, "") == newest
+
+
 def test_the_back_link_of_a_message_leads_to_the_same_list(site: Site, held: Held) -> None:
     browser = site.signed_in(ALICE)
     link = re.search(r'<a class="mail" href="([^"]*)"', browser.get("/?q=offer&size=50&select=all").text)
