@@ -13,7 +13,7 @@ from tests.paths import ROOT
 from tests.ports import free_port
 from tests.system.services import http
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_the_tutorial_releases_a_message(tmp_path: Path) -> None:
