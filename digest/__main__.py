@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from functools import partial
 from types import FrameType
@@ -38,7 +38,7 @@ from digest.outcomes import Progress as RunProgress
 from digest.outcomes import Summary
 from digest.stopping import Pace, Stopped
 from portal import __version__
-from portal.assemble import Parts, assemble, close_outcomes, log_as_chosen, log_to_stderr
+from portal.assemble import OUTCOMES_SECONDS, Parts, assemble, close_outcomes, log_as_chosen, log_to_stderr
 from portal.batches.parallel import retry_due
 from portal.digests.compose import DELIVERIES
 from portal.model.clock import utc_now
@@ -106,6 +106,8 @@ def run() -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise
+    with suppress(StoreUnavailable):
+        parts.store.heartbeat(utc_now())  # before anything is claimed: it says from when on claims are taken over
     scheduler = _scheduler(parts, stop.is_set)
     hours = ", ".join(f"{at:%H:%M}" for at in settings.digest.at)
     log.info("running %s, digests %s at %s %s", __version__, settings.digest.schedule, hours, settings.digest.timezone)
@@ -283,7 +285,7 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
                     pace = Pace(parts.settings.digest.per_minute)
                     summary = work.send_all(parts, moment, recipient=people, pace=pace, progress=progress)
         finally:
-            parts.store.close()
+            parts.store.close(OUTCOMES_SECONDS)
     _show_summary(summary)
 
 
@@ -339,7 +341,8 @@ def _show_summary(summary: Summary) -> None:
         table.add_row(Text(shown_address(recipient)), "", Text(f"failed: {shown(reason)}", "red"))
     _print(table)
     if summary.failed:
-        rest = " The others were not tried, since several failed in a row." if summary.stopped_early else ""
+        early = " The others were not tried, since several failed in a row or the store was unavailable."
+        rest = early if summary.stopped_early else ""
         click.echo(
             f"{len(summary.failed)} digests could not be sent; their messages stay unannounced.{rest} "
             "`quarantine check` tests whether mail.url can be reached. The digest process tries again by itself.",

@@ -40,7 +40,7 @@ class Summary:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # recipient, reason; not an error
     failed: list[tuple[str, str]] = field(default_factory=list)  # recipient, error; tried again later
     refused: int = 0  # number of failed digests that are not retried before the recipient's next digest is due
-    stopped_early: bool = False  # the run stopped because several digests failed in a row
+    stopped_early: bool = False  # the run stopped because several digests failed in a row, or the store failed
 
     def add(self, other: Summary) -> None:
         """Add the outcomes of another run."""

@@ -455,14 +455,10 @@ class Run:
         return len(outcomes)
 
     def _settle(self, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> bool:
-        """Call `Digests.settle`, and once more if it fails: a lost connection is replaced, and settling is
-        idempotent."""
+        """Call `Digests.settle`. Return whether the claims are ended now."""
         if not sent and not unsent:
             return True
-        try:
-            is_recorded = self.parts.store.digests.settle(sent, unsent, self.clock())
-        except Exception:
-            is_recorded = self.parts.store.digests.settle(sent, unsent, self.clock())
+        is_recorded = self.parts.store.digests.settle(sent, unsent, self.clock())
         for each in unsent:
             self._claimed.pop(each.digest.id, None)
         return is_recorded

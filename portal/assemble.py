@@ -35,6 +35,9 @@ from portal.stores import Store, notes, open_store
 
 log = logging.getLogger("quarantine.settings")
 
+OUTCOMES_SECONDS = 60.0  # that a command waits at its end for the store, to record outcomes that nobody else knows
+_COUNTERS_SECONDS = 0.3  # to record counters
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -131,10 +134,11 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
 
 
 def close_outcomes(store: Store, seconds: float) -> None:
-    """Call `Store.close_outcomes`, but wait at most ``seconds``: the process ends, and the store may be unavailable."""
-    closing = threading.Thread(target=store.close_outcomes, daemon=True)
+    """Call `Store.close_outcomes`, but wait little longer than ``seconds``: the process ends, and the counters may wait
+    for a store that is unavailable."""
+    closing = threading.Thread(target=store.close_outcomes, args=[seconds], daemon=True)
     closing.start()
-    closing.join(seconds)
+    closing.join(seconds + _COUNTERS_SECONDS)
 
 
 def log_to_stderr() -> None:

@@ -22,7 +22,8 @@ from portal.web.request import Environ
 
 log = logging.getLogger("quarantine.web")
 
-_CLOSING_SECONDS = 2  # for what is not recorded yet when a worker ends
+# For what is not recorded yet when a worker ends. uWSGI kills one that takes a minute, systemd the service after 75 s.
+_CLOSING_SECONDS = 5
 _NO_APP = 22  # uWSGI's own exit status of a worker that could not load its application: with need-app the master exits
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from portal.assemble import Parts, assemble
+from portal.assemble import OUTCOMES_SECONDS, Parts, assemble
 from portal.model.errors import QuarantineError, SettingsError, StoreUnusable
 from portal.model.message import Actor, ActorKind, Message
 from portal.model.text import shown
@@ -71,12 +71,15 @@ def _print_error(text: str, status: int) -> int:
 
 @contextmanager
 def open_parts() -> Iterator[Parts]:
-    """Open all parts by the settings, and close the store at the end. Raises as `load` and `assemble`."""
+    """Open all parts by the settings, and close the store at the end. Raises as `load` and `assemble`.
+
+    If the store became unavailable after the mail server's answer, this waits for it to record that.
+    """
     parts = assemble(load())
     try:
         yield parts
     finally:
-        parts.store.close()
+        parts.store.close(OUTCOMES_SECONDS)
 
 
 def current_operator() -> Actor:

@@ -15,7 +15,7 @@ from email.policy import SMTP
 from email.utils import format_datetime
 from typing import TypeVar
 
-from portal.assemble import Parts, assemble
+from portal.assemble import OUTCOMES_SECONDS, Parts, assemble
 from portal.cli.finding import Finding
 from portal.mail import wire
 from portal.model.domains import shown_address
@@ -45,7 +45,7 @@ def prove(settings: Settings, address: str, actor: Actor) -> Iterator[Finding]:
     except QuarantineError as error:
         yield Finding(False, "test message", str(error))
     finally:
-        parts.store.close()
+        parts.store.close(OUTCOMES_SECONDS)
 
 
 def _prove(parts: Parts, address: str, actor: Actor) -> Iterator[Finding]:

@@ -212,18 +212,22 @@ def next_mail_try(error: BaseException, attempts: int, queued_at: datetime, now:
     return now + min(timedelta(seconds=10 * 2 ** min(attempts - 1, 10)), _MAIL_BACK_OFF_MAX)
 
 
-def unclaimable(row: Sequence[Any] | None, now: Any, ignore_schedule: bool) -> AlreadyDone | None:
-    """Return why a recipient's digest cannot be claimed, or None.
+def unclaimable(
+    row: Sequence[Any] | None, now: Any, ignore_schedule: bool, may_take_over: bool = True
+) -> AlreadyDone | None:
+    """Return why a recipient's digest cannot be claimed, or None. ``may_take_over``: from a process whose claim ended.
 
     ``row`` begins with recipient, address, and the times stopped_at, news_since, next_digest_at and lease_until; it
     ends with the lease. The times and ``now`` have the type in which the store keeps times.
     """
     if row is None or row[3] is None:
         return AlreadyDone("this recipient has no unannounced mail")
-    _, _, stopped_at, _, next_digest_at, lease_until, *_ = row
+    _, _, stopped_at, _, next_digest_at, lease_until, *_, lease = row
     if stopped_at is not None:
         return AlreadyDone("this recipient stopped digests")
-    if lease_until is not None and lease_until > now and (row[-1] is not None or not ignore_schedule):
+    has_ended = lease_until is None or lease_until <= now
+    # Without a lease, the time is that of the next try.
+    if not (has_ended and may_take_over if lease is not None else has_ended or ignore_schedule):
         return AlreadyDone("another process is sending this digest, or failed to send it a moment ago")
     if not ignore_schedule and (next_digest_at is None or next_digest_at > now):
         return AlreadyDone("this digest is not due")

@@ -227,7 +227,7 @@ def test_a_claim_whose_process_died_can_be_taken_over(store: Store, store_url: s
 def test_a_failure_after_a_takeover_is_not_recorded(store: Store, second: Store) -> None:
     held, at = hold(store), now()
     later = at + LEASE + SECOND
-    taken = claim(second, held, later)
+    taken = claim(second, held, later, allowed=frozenset())
     with pytest.raises(RelayRefused), claim(store, held, at):
         owned = taken.__enter__()
         raise RelayRefused("550 too slow")
@@ -238,7 +238,7 @@ def test_a_failure_after_a_takeover_is_not_recorded(store: Store, second: Store)
 
 def test_a_success_after_a_takeover_is_recorded_and_stays(store: Store, second: Store) -> None:
     held, at = hold(store), now()
-    taken = claim(second, held, at + LEASE + SECOND)
+    taken = claim(second, held, at + LEASE + SECOND, allowed=frozenset())
     with claim(store, held, at):
         taken.__enter__()
     assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
@@ -251,7 +251,7 @@ def test_a_success_after_a_takeover_is_recorded_and_stays(store: Store, second: 
 
 def test_two_successes_after_a_takeover_are_both_fine(store: Store, second: Store) -> None:
     held, at = hold(store), now()
-    with claim(store, held, at), claim(second, held, at + LEASE + SECOND):
+    with claim(store, held, at), claim(second, held, at + LEASE + SECOND, allowed=frozenset()):
         pass
     assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
@@ -259,7 +259,7 @@ def test_two_successes_after_a_takeover_are_both_fine(store: Store, second: Stor
 def test_a_late_failure_does_not_change_later_acts(store: Store, second: Store) -> None:
     held, at = hold(store), now()
     with pytest.raises(RelayDeferred), claim(store, held, at):
-        with pytest.raises(RelayRefused), claim(second, held, at + LEASE + SECOND):
+        with pytest.raises(RelayRefused), claim(second, held, at + LEASE + SECOND, allowed=frozenset()):
             raise RelayRefused("550 no")
         after = delete(second, held, at + LEASE + MINUTE)
         raise RelayDeferred("451 late")

@@ -349,8 +349,12 @@ class OwnPostgres:
                     self._server.ensure_postgres_running()
             time.sleep(0.02)
 
-    def restart(self) -> None:
+    def halt(self) -> None:
+        """Stop the server until `start` is called: all connections are ended, and new ones refused."""
         self._server.stop()
+
+    def restart(self) -> None:
+        self.halt()
         self.start()
 
     def kill(self, source: random.Random, postmaster: bool) -> None:

@@ -91,16 +91,21 @@ class Store(ABC):
         """Return if the store can be written to now, within 2 s."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Close files and connections. May be called twice."""
+    def close(self, seconds: float = 0.5) -> None:
+        """Close files and connections, after `close_outcomes`. May be called twice."""
 
     @abstractmethod
-    def close_outcomes(self) -> None:
-        """Record the outcomes of sent mail that are kept in memory, or log that they are lost: the process ends."""
+    def close_outcomes(self, seconds: float) -> None:
+        """Record the outcomes that are kept in memory, in at most ``seconds``, or log that they are lost: the process
+        ends."""
 
     @abstractmethod
     def heartbeat(self, now: datetime) -> None:
-        """Record that the digest process is alive."""
+        """Record that the digest process is alive.
+
+        A process that calls this every few seconds notices outages of the store by it. For some seconds after its first
+        call and after an outage it takes no claims over, since the processes that made them may live (`Outcomes`).
+        """
 
     @abstractmethod
     def stats(self, now: datetime) -> Stats:

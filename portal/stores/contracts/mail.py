@@ -269,23 +269,24 @@ class Deliveries(ABC):
 
         The claim sets state `releasing`, ``next_try_at = now + LEASE``, and ``attempts``: 1, or one more if the state
         was `releasing` before. It is committed before the block runs. A delivery that already is `releasing` can be
-        claimed once its ``next_try_at`` has passed, whatever ``allowed`` contains. Entering raises NotFound, or
+        claimed once its ``next_try_at`` has passed, whatever ``allowed`` contains; but if that is the end of another
+        process's claim, only by a retry (``allowed`` is empty) and not shortly after an outage of the store
+        (`Outcomes`). Entering raises NotFound, or
         AlreadyDone with the delivery (already released, deleted, claimed by another process). Before a delivery in an
         allowed state is claimed, ``check`` is called with it, under the lock of its row: if it raises, nothing changes.
         ``detail`` is that of the event `releasing`.
 
         On exit:
-        - no error: `released`; the event's detail is the return value of ``answer``, the mail server's answer. While
-          the store is unavailable this is kept in memory (`Outcomes`);
+        - no error: `released`; the event's detail is the return value of ``answer``, the mail server's answer;
         - RelayDeferred: stays `releasing` with the error's text as reason, ``next_try_at`` = now + back-off (1, 2, 4 …
           minutes, at most 1 h);
         - RelayRefused, NotAllowed, BodyMissing or BodyDamaged: `held` again with the error's text as reason;
         - any other error: as RelayDeferred, with the reason "internal error".
         Events: `releasing` if the state was another one before; then, for each try, `released`, `deferred`, `failed`
         or, for NotAllowed, `stopped`.
-        The exception is raised again in each case. If recording the outcome fails, the lease expires and the release is
-        retried: the mail may arrive twice, but is never dropped. If another process took the claim over in the
-        meantime, only success is recorded.
+        The exception is raised again in each case. While the store is unavailable, the outcome is kept in memory
+        (`Outcomes`). If the process dies, the lease expires and the release is retried: the mail may arrive twice, but
+        is never dropped. If another process took the claim over in the meantime, only success is recorded.
         """
 
     @abstractmethod

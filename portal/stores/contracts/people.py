@@ -83,8 +83,7 @@ class Digests(ABC):
 
         Deliveries of sent digests and notices become announced, also when another process took the claim over in the
         meantime. All others stay unannounced. A sent notice leaves the recipient's news and next digest as they are.
-        While the store is unavailable, outcomes with a sent digest are kept in memory (`Outcomes`). Raises
-        StoreUnavailable if nothing was sent.
+        While the store is unavailable, this is kept in memory (`Outcomes`).
         """
 
     @abstractmethod

@@ -58,18 +58,20 @@ class FileDigests(SqlDigests):
         readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
         self._outcomes.record_kept()
-        lease, refused = uuid4(), {}
+        lease, refused, may_take_over = uuid4(), {}, self._outcomes.may_take_over
         with self._engine.writing() as session:
             if only is None:
                 found = session.many(
-                    f"{CLAIMABLE} WHERE {DUE} ORDER BY next_digest_at LIMIT :count", now=now, count=count
+                    f"{CLAIMABLE} WHERE {DUE}{self._outcomes.and_free()} ORDER BY next_digest_at LIMIT :count",
+                    now=now,
+                    count=count,
                 )
             else:
                 rows = {name: session.one(CLAIMABLE + "WHERE recipient = :name", name=name) for name in only[:count]}
                 refused = {
                     name: error
                     for name, row in rows.items()
-                    if (error := lifecycle.unclaimable(row, now, ignore_schedule))
+                    if (error := lifecycle.unclaimable(row, now, ignore_schedule, may_take_over))
                 }
                 found = [row for name, row in rows.items() if row is not None and name not in refused]
             claimed = [
@@ -107,7 +109,7 @@ class FileDigests(SqlDigests):
                 for delivery in missing:
                     session.execute(_ANNOUNCE, delivery.key, now=now, digest_id=None)
         if len(filled) < len(claimed):
-            self.settle([], [Unsent(digest) for digest in claimed[len(filled) :]], now)
+            self._settle([], [Unsent(digest) for digest in claimed[len(filled) :]], now)
         return tuple(filled)
 
     def _unannounced_since(self, reader: Reader, since: datetime, limit: int) -> Sequence[Delivery]:

@@ -145,19 +145,20 @@ class FileStore(Store):
             self._mail.try_write()
         self._mark_durable()
 
-    def close_outcomes(self) -> None:
-        self.outcomes.close()
+    def close_outcomes(self, seconds: float) -> None:
+        self.outcomes.close(seconds)
         self.notes.close()
 
-    def close(self) -> None:
-        self.close_outcomes()
+    def close(self, seconds: float = 0.5) -> None:
+        self.close_outcomes(seconds)
         if not self.db.is_closed:
             with suppress(StoreUnavailable, StoreUnusable):  # the recovery after a power cut then reads more files
                 self._mark_durable()
         self.db.close()
 
     def heartbeat(self, now: datetime) -> None:
-        self._mark_durable({upkeep.HEARTBEAT: now.isoformat()})
+        with self.outcomes.watching():
+            self._mark_durable({upkeep.HEARTBEAT: now.isoformat()})
 
     def _mark_durable(self, settings: dict[str, str] | None = None) -> None:
         """Record that all rows committed before now are durable, which this FULL commit makes true."""

@@ -59,12 +59,13 @@ class PostgresDigests(SqlDigests):
         readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
         self._outcomes.record_kept()
-        lease, refused = uuid4(), {}
+        lease, refused, may_take_over = uuid4(), {}, self._outcomes.may_take_over
         with self._engine.writing() as session:
             connection = connection_of(session)
             if only is None:
                 found = session.many(
-                    f"{CLAIMABLE} where {DUE} order by next_digest_at limit :count for update skip locked",
+                    f"{CLAIMABLE} where {DUE}{self._outcomes.and_free()}"
+                    " order by next_digest_at limit :count for update skip locked",
                     now=now,
                     count=count,
                 )
@@ -73,7 +74,7 @@ class PostgresDigests(SqlDigests):
                 refused = {
                     recipient: why
                     for recipient in only[:count]
-                    if (why := lifecycle.unclaimable(row_of.get(recipient), now, ignore_schedule))
+                    if (why := lifecycle.unclaimable(row_of.get(recipient), now, ignore_schedule, may_take_over))
                 }
                 found = [row_of[recipient] for recipient in only[:count] if recipient not in refused]
             claimed = [readers(row[0]) for row in found]

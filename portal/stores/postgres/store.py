@@ -92,16 +92,17 @@ class PostgresStore(Store):
         with self.database.transaction(_PING_SECONDS) as connection:
             connection.execute(_PING)
 
-    def close_outcomes(self) -> None:
-        self.outcomes.close()
+    def close_outcomes(self, seconds: float) -> None:
+        self.outcomes.close(seconds)
         self.notes.close()
 
-    def close(self) -> None:
-        self.close_outcomes()
+    def close(self, seconds: float = 0.5) -> None:
+        self.close_outcomes(seconds)
         self.database.close()
 
     def heartbeat(self, now: datetime) -> None:
-        self.notes.set(upkeep.HEARTBEAT, now.isoformat())
+        with self.outcomes.watching():
+            self.notes.set(upkeep.HEARTBEAT, now.isoformat())
 
     def stats(self, now: datetime) -> Stats:
         with self.engine.reading() as session:

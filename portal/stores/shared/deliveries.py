@@ -282,23 +282,28 @@ class SqlDeliveries(Deliveries):
             yield delivery
         except BaseException as error:
             try:
-                self._record_failure(delivery, actor, now, lease, error)
+                failure = partial(self._record_failure, delivery, actor, now, lease, error)
+                self._outcomes.record(f"failed release id={key.message_id} number={key.number}", failure)
             except QuarantineError as store_error:
                 # The lease expires and the release is retried; the caller needs the first error.
                 log.error("release outcome not recorded id=%s number=%d: %s", key.message_id, key.number, store_error)
             raise
         released = Event(now, EventKind.RELEASED, actor, answer())
-        is_first = True
+        was_tried = False
 
         def record() -> None:
-            nonlocal is_first
+            nonlocal was_tried
+            is_repeated, was_tried = was_tried, True
             with self._engine.writing() as session:
                 # Without checking the lease: the mail server has the mail, also if another process has the claim now.
                 moved = "state = 'released', state_at = :now, reason = '', next_try_at = null, release_lease = null"
-                update = f"update delivery set {moved} {WHERE_KEY} and state <> 'released'"
-                if session.execute(update, key, now=now) or is_first:
+                is_new = session.execute(
+                    f"update delivery set {moved} {WHERE_KEY} and state <> 'released'", key, now=now
+                )
+                # If another process has sent it as well by now, both have an event. If the answer to the first commit
+                # was lost, there is one already.
+                if is_new or not is_repeated or not _is_recorded(session, key, released):
                     self._rows.note(session, delivery, released)
-                is_first = False
 
         self._outcomes.record(f"release id={key.message_id} number={key.number}", record)
 
@@ -312,6 +317,8 @@ class SqlDeliveries(Deliveries):
     ) -> Delivery:
         now = start.at
         self._outcomes.record_kept()
+        # Of releases whose process died only the digest process takes over the claim, since it notices outages.
+        free = " and release_lease is null" if allowed else self._outcomes.and_free("release_lease")
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
             is_retry = lifecycle.is_retry(delivery, allowed, now)
@@ -319,13 +326,15 @@ class SqlDeliveries(Deliveries):
                 check(delivery)
                 delivery = replace(delivery, state=State.RELEASING, state_at=now, reason="", attempts=0)
             claimed = replace(delivery, attempts=delivery.attempts + 1, next_try_at=now + lifecycle.LEASE)
-            session.execute(
+            is_claimed = session.execute(
                 "update delivery set state = :state, state_at = :state_at, reason = :reason, attempts = :attempts,"
-                f" next_try_at = :next_try_at, release_lease = :lease {WHERE_KEY}",
+                f" next_try_at = :next_try_at, release_lease = :lease {WHERE_KEY}{free}",
                 claimed,
                 key,
                 lease=lease,
             )
+            if not is_claimed:
+                raise AlreadyDone("this delivery is being released", delivery)
             if not is_retry:
                 self._rows.note(session, delivery, start)
             return claimed
@@ -346,8 +355,9 @@ class SqlDeliveries(Deliveries):
                 self._rows.note(session, delivery, Event(now, failed.kind, actor, failed.reason))
 
     def due_releases(self, now: datetime, limit: int) -> Sequence[DeliveryId]:
+        free = self._outcomes.and_free("release_lease")
         select = (
-            "select message_id, number from delivery where state = 'releasing' and next_try_at <= :now"
+            f"select message_id, number from delivery where state = 'releasing' and next_try_at <= :now{free}"
             " order by next_try_at limit :limit"
         )
         with self._engine.reading() as session:
@@ -361,6 +371,10 @@ def _last_of_each_kind(events: Sequence[Event]) -> Sequence[Event]:
         last.pop(event.kind, None)  # so that the kind moves to the end of the dict
         last[event.kind] = event
     return list(last.values())
+
+
+def _is_recorded(session: Session, key: DeliveryId, event: Event) -> bool:
+    return any((each.at, each.kind) == (event.at, event.kind) for each in _history(session, key))
 
 
 def _history(session: Session, key: DeliveryId) -> Sequence[Event]:

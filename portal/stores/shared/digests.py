@@ -50,7 +50,7 @@ _REQUEST = (
 )
 _NOTICE_DUE = (
     "select recipient, address, next_digest_at, preferences, noticed_until, notice_id from recipient"
-    f" where {HAS_NEWS} and notice_at <= :now and (lease_until is null or lease_until <= :now)"
+    f" where {HAS_NEWS} and notice_at <= :now and (lease_until is null or lease_until <= :now){{0}}"
     " order by notice_at limit 1"
 )
 # A message that is held during the claim sets an earlier `notice_at`, by which `_END_NOTICE` recognizes it.
@@ -96,10 +96,8 @@ class SqlDigests(Digests):
         self._outcomes = outcomes
 
     def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> bool:
-        if not sent:
-            self._settle(sent, unsent, now)
-            return True
-        what = "digests id=" + " id=".join(str(digest.id) for digest in sent)
+        ids = [digest.id for digest in sent] or [each.digest.id for each in unsent]
+        what = " ".join(["digests" if sent else "failed digests", *(f"id={id}" for id in ids)])
         return self._outcomes.record(what, partial(self._settle, sent, unsent, now))
 
     @abstractmethod
@@ -120,11 +118,12 @@ class SqlDigests(Digests):
         self, now: datetime, count: int, limit: int, *, readers: Callable[[str], Reader] = Reader
     ) -> Sequence[NoticeClaim]:
         self._outcomes.record_kept()
+        due = _NOTICE_DUE.format(self._outcomes.and_free())
         lease = uuid4()
         found: list[tuple[Digest, UUID | None, datetime, datetime | None]] = []
         with self._engine.writing() as session:
             while len(found) < count:
-                row = session.one(_NOTICE_DUE, for_update=True, skip_locked=True, now=now)
+                row = session.one(due, for_update=True, skip_locked=True, now=now)
                 if row is None:
                     break
                 recipient, address, next_digest_at, preferences, until, id = row

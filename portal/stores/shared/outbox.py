@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from uuid import UUID, uuid4
 
 from portal.model.errors import QuarantineError
@@ -41,8 +42,10 @@ class SqlOutbox(Outbox):
         try:
             yield outgoing
         except BaseException as error:
+            later = lifecycle.next_mail_try(error, outgoing.attempts, queued_at, now)
             try:
-                self._record_failure(outgoing, lease, lifecycle.next_mail_try(error, outgoing.attempts, queued_at, now))
+                failure = partial(self._record_failure, outgoing, lease, later)
+                self._outcomes.record(f"failed mail id={outgoing.id}", failure)
             except QuarantineError as store_error:  # the mail is retried once the lease expires
                 log.error("failure of outgoing mail not recorded id=%s: %s", outgoing.id, store_error)
             raise
@@ -55,9 +58,10 @@ class SqlOutbox(Outbox):
 
     def _claim(self, lease: UUID, now: datetime) -> tuple[OutgoingMail, datetime] | None:
         self._outcomes.record_kept()
+        free = self._outcomes.and_free()
         with self._engine.writing() as session:
             row = session.one(
-                "select id, address, mail, attempts, queued_at from outbox where next_try_at <= :now"
+                f"select id, address, mail, attempts, queued_at from outbox where next_try_at <= :now{free}"
                 " order by next_try_at limit 1",
                 for_update=True,
                 skip_locked=True,
