@@ -170,7 +170,7 @@ class Outcomes:
 
     @property
     def may_take_over(self) -> bool:
-        """Whether this process may take over claims of other processes that have ended.
+        """True if this process may take over claims of other processes that have ended.
 
         A process that watches the store does so after `TAKE_OVER_SECONDS` without an outage: by then those that live
         have recorded what they kept.

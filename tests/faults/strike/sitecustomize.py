@@ -74,10 +74,12 @@ def _install() -> None:
     from portal.stores.files.messages import FileMessages
     from portal.stores.postgres import database, rows
     from portal.stores.postgres.messages import PostgresMessages
+    from portal.stores.shared import outcomes
     from portal.stores.shared.deliveries import SqlDeliveries
     from portal.web.exporter import ExporterEndpoint
 
     lifecycle.LEASE = timedelta(seconds=3)  # so that tests need not wait for a minute and a half
+    outcomes.TAKE_OVER_SECONDS = 1.0
     surround(Rulebook, "decide", "before the rules", "after the rules")
     surround(Scanning, "scan_posted", "before the scan", "after the scan")
     surround(MailFiles, "write", "before holding", "while holding")
