@@ -194,7 +194,11 @@ class Cluster:
 
     def leader(self) -> Host:
         """Return the host that accepts writes. Raises IndexError if none does."""
-        name = [member.name for member in self.members() if member.role == "leader"][0]
+        return self.host("leader")
+
+    def host(self, role: str) -> Host:
+        """Return the first host with this role. Raises IndexError if none has it."""
+        name = [member.name for member in self.members() if member.role == role][0]
         return next(host for host in self.hosts if host.name == name)
 
     def wait_for_another_leader(self, old: Host) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from portal.stores import open_store
 from tests.faults.cluster import Cluster
 from tests.faults.serving import OwnPostgres, Portal, SmallDisk
 from tests.faults.standby import Pair
@@ -116,6 +118,17 @@ def cluster() -> Iterator[Cluster]:
     """Three database hosts under Patroni, whose database is empty."""
     with folder() as home, Cluster(home).running() as running:
         yield running
+
+
+@pytest.fixture
+def empty_database(cluster: Cluster) -> str:
+    """The URL of an empty database with our schema, on a cluster with both standbys."""
+    cluster.wait_until_healthy()
+    with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+        connection.execute("drop schema public cascade")
+        connection.execute("create schema public")
+    open_store(cluster.dsn, create=True).close()
+    return cluster.dsn
 
 
 @pytest.fixture

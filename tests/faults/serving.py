@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
@@ -169,10 +169,16 @@ def command(pid: int) -> str:
     return ""
 
 
+class Posts(Protocol):
+    """A portal, or several that take posts in turn."""
+
+    def post(self, number: int) -> tuple[int, dict[str, Any]]: ...
+
+
 class Senders:
     """Threads that post numbered mails and retry each until it is accepted, like a sender after a deferral."""
 
-    def __init__(self, portal: Portal, threads: int = 8) -> None:
+    def __init__(self, portal: Posts, threads: int = 8) -> None:
         self._portal = portal
         self._threads = threads
         self._numbers = count()
