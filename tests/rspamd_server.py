@@ -11,11 +11,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
+import pytest
+
 VIRUS = b"X-TINY-VIRUS-OF-THE-TESTS"
 ARCHIVE = b"X-ENCRYPTED-ARCHIVE-OF-THE-TESTS"
 UNREADABLE = b"X-LIMITS-EXCEEDED-OF-THE-TESTS"
 FOUND = {"CLAM_VIRUS": ["Quarantine.Test.Signature.UNOFFICIAL"]}
 SCANNERS = ("CLAM_VIRUS", "CLAM_VIRUS_FAIL", "CLAM_VIRUS_ENCRYPTED", "CLAM_VIRUS_MACRO")
+
+
+def wait_long_for_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow a minute for each scan: on a busy machine even this server's answers take seconds."""
+    for limit in (
+        "portal.ingest.POST_SECONDS",
+        "portal.actions.RELEASE_SECONDS",
+        "portal.cli.scan.BACKGROUND_SECONDS",
+        "digest.housekeeping.BACKGROUND_SECONDS",
+    ):
+        monkeypatch.setattr(limit, 60.0)
 
 
 class RspamdServer:

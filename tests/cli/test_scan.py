@@ -14,7 +14,7 @@ from portal.cli import main
 from portal.model.message import EventKind, Message, ScanOutcome, Symbol, Tier
 from portal.stores import Store
 from tests.builders import ALICE, BOB, hold, mail
-from tests.rspamd_server import VIRUS, RspamdServer
+from tests.rspamd_server import VIRUS, RspamdServer, wait_long_for_scans
 
 Run = Callable[..., Result]
 # For what does not depend on the store.
@@ -23,7 +23,8 @@ SYMBOLS = (Symbol("BAYES_SPAM", 5.1, ("99%",)), Symbol("R_SPF_FAIL", 1.0), Symbo
 
 
 @pytest.fixture
-def rspamd() -> Iterator[RspamdServer]:
+def rspamd(monkeypatch: pytest.MonkeyPatch) -> Iterator[RspamdServer]:
+    wait_long_for_scans(monkeypatch)
     with RspamdServer() as server:
         yield server
 

@@ -22,7 +22,7 @@ from portal.stores.postgres.store import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, mail, rule
 from tests.conftest import MakeParts
 from tests.flows.test_aliases import send_digests
-from tests.rspamd_server import ARCHIVE, VIRUS, RspamdServer
+from tests.rspamd_server import ARCHIVE, VIRUS, RspamdServer, wait_long_for_scans
 from tests.smtp_server import SmtpServer
 from tests.web.test_exporter import post
 from tests.web_client import Answer, Site
@@ -42,7 +42,8 @@ def smtp() -> Iterator[SmtpServer]:
 
 
 @pytest.fixture
-def rspamd() -> Iterator[RspamdServer]:
+def rspamd(monkeypatch: pytest.MonkeyPatch) -> Iterator[RspamdServer]:
+    wait_long_for_scans(monkeypatch)
     with RspamdServer() as server:
         yield server
 
@@ -338,15 +339,15 @@ def test_without_a_scan_in_time_it_is_released_after_one(
     site: Site, smtp: SmtpServer, rspamd: RspamdServer, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     made = add(site, rule("example.net", "allow"))
-    if failure == "hangs":
-        monkeypatch.setattr("portal.ingest.POST_SECONDS", 0.1)
-        rspamd.hang.clear()
-    elif failure == "fails":
-        rspamd.symbols = {"CLAM_VIRUS_FAIL": ["timeout"]}
-    else:
-        monkeypatch.setattr(threading.Semaphore, "acquire", lambda *_, **__: False)
-    answer = arrive(site)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        if failure == "hangs":
+            patch.setattr("portal.ingest.POST_SECONDS", 0.1)
+            rspamd.hang.clear()
+        elif failure == "fails":
+            rspamd.symbols = {"CLAM_VIRUS_FAIL": ["timeout"]}
+        else:
+            patch.setattr(threading.Semaphore, "acquire", lambda *_, **__: False)
+        answer = arrive(site)
     assert "deliver" not in answer.json
     assert states(site, answer) == [State.RELEASING, State.HELD]
     assert kinds(site, answer) == [EventKind.HELD, EventKind.RELEASING]
