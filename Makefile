@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # pytest keeps its rewritten modules in .pyc files; without them each worker takes six seconds more to collect.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo quick test check check-english catalogues docs site release test-system test-faults mutants bench wheel clean
+.PHONY: help install demo quick test check check-english catalogues docs site release test-system test-faults mutants bench packages clean
 
 help:
 	@echo "make demo          the whole path on this machine, with sample mail"
@@ -17,6 +17,7 @@ help:
 	@echo "make catalogues    quarantine.pot and the catalogues from code and templates"
 	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
 	@echo "make site          dist/site, the documentation as a site that needs no server"
+	@echo "make packages      wheel, Debian package, licences and bill of materials, in dist/"
 	@echo "make release       the date of CHANGELOG.md's newest section, the version, the hashes of all files"
 	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium, firefox-esr; short fault tests"
 	@echo "make test-faults   the long reliability tests"
@@ -78,9 +79,8 @@ mutants: install
 bench: install
 	$(BIN)/python -m bench
 
-wheel: install
-	$(BIN)/python -m build --wheel
-	cp constraints.txt dist/
+packages: install
+	$(BIN)/python -m tools.packages
 
 clean:
 	rm -rf .venv .cache var dist build mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

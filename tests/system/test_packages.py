@@ -1,0 +1,172 @@
+"""The Debian package on a new Debian: installed, used, upgraded, removed and purged. lintian finds nothing in it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email import message_from_bytes, policy
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.ports import free_port
+from tests.smtp_server import SmtpServer
+from tests.system.debian_root import DebianRoot
+from tests.system.services import http, wait_for
+from tools.demo import ALICE, SAMPLES, post
+from tools.packages import image
+from tools.packages.__main__ import build
+from tools.packages.manual import PROGRAMS
+from tools.packages.release import debian_version
+
+OLDER = "0.2.0-1"
+STORE = "/var/lib/quarantine/store"
+SETTINGS = "/etc/rspamd-quarantine/quarantine.toml"
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+
+@dataclass
+class Built:
+    package: Path
+    base: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The packages of this checkout, and the archive of a small Debian, made at the same time."""
+    home = tmp_path_factory.mktemp("packages")
+    with ThreadPoolExecutor() as threads:
+        base = threads.submit(image.base, home)
+        files = {path.suffix: path for path in build(home / "dist")}
+        return Built(files[".deb"], base.result())
+
+
+@pytest.fixture
+def debian(built: Built, tmp_path: Path) -> DebianRoot:
+    root = DebianRoot(built.base, tmp_path / "debian")
+    root.pretend_systemd()
+    return root
+
+
+def older(package: Path, home: Path) -> Path:
+    """Return the package with the number of the last version."""
+    folder, target = home / "older", home / "older.deb"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, folder], check=True)
+    control = folder / "DEBIAN/control"
+    control.write_text(control.read_text().replace(f"Version: {debian_version()}", f"Version: {OLDER}"))
+    subprocess.run(["dpkg-deb", "--build", "-Zgzip", "-z1", folder, target], check=True, stdout=subprocess.DEVNULL)
+    return target
+
+
+def install(debian: DebianRoot, package: Path) -> str:
+    name = f"/root/{package.name}"
+    debian.path(name).write_bytes(package.read_bytes())
+    return debian.run("dpkg", "--install", name)
+
+
+def fill_in(debian: DebianRoot, mail: SmtpServer) -> None:
+    """Fill in the commented lines of the settings, as install.md says, and the addresses of a mail server."""
+    path = debian.path(SETTINGS)
+    text = re.sub(r"^#(?=\w+ = )", "", path.read_text(), flags=re.MULTILINE)
+    path.write_text(text.replace("[mail]\n", f'[mail]\nurl = "{mail.url}"\n') + f'\n[relay]\nurl = "{mail.url}"\n')
+
+
+@contextmanager
+def service(debian: DebianRoot) -> Iterator[str]:
+    """Run the service as its unit says, and yield the address of the portal."""
+    unit = debian.path("/lib/systemd/system/quarantine.service").read_text()
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    environment = re.findall(r"^Environment=(.*)$", unit, re.MULTILINE)
+    port = free_port()
+    as_user = ("runuser", "-u", "quarantine", "--", "env", "-C", "/var/lib/quarantine", *environment)
+    with debian.running(*as_user, *command.split(), "--http-socket", f"127.0.0.1:{port}"):
+        url = f"http://127.0.0.1:{port}/quarantine"
+        log = debian.path("/var/log/program")
+        wait_for(lambda: http(f"{url}/healthz").status == 200, details=log.read_text)
+        yield url
+
+
+def stored(debian: DebianRoot) -> set[str]:
+    return {path.name for path in debian.path(STORE).rglob("*") if path.is_file() and "sqlite3" not in path.name}
+
+
+def test_a_site_installs_uses_upgrades_and_removes_the_package(
+    built: Built, debian: DebianRoot, tmp_path: Path
+) -> None:
+    said = install(debian, older(built.package, tmp_path))
+    assert f"fill in {SETTINGS}" in said
+    assert debian.systemctl_calls() == ["--system daemon-reload"]  # nothing is started
+    assert debian.path("/var/lib/quarantine").stat().st_mode & 0o777 == 0o700
+    assert debian.path(SETTINGS).stat().st_mode & 0o777 == 0o640
+
+    with SmtpServer() as mail:
+        fill_in(debian, mail)
+        debian.run("quarantine", "init")
+        with service(debian) as url:
+            held = post(f"{url}/", SAMPLES[0], 1)
+            assert held["status"] == "held"
+            debian.run("quarantine-digest", "once", "--recipient", ALICE)
+            debian.run("quarantine", "release", held["id"])
+            subjects = [message_from_bytes(one.data, policy=policy.default)["Subject"] for one in mail.mails]
+            assert len(subjects) == 2 and subjects[1] == SAMPLES[0][3]
+            kept = post(f"{url}/", SAMPLES[1], 2)
+
+        filled_in = debian.path(SETTINGS).read_text()
+        said = install(debian, built.package)
+        assert debian.path(SETTINGS).read_text() == filled_in
+        assert STORE in said  # as `quarantine init` prints it
+        assert "try-restart quarantine.service" in debian.systemctl_calls()
+        with service(debian):
+            assert kept["id"] in debian.run("quarantine", "list")
+
+    files = stored(debian)
+    assert files
+    debian.run("dpkg", "--remove", "rspamd-quarantine")
+    assert "stop quarantine.service quarantine.socket" in debian.systemctl_calls()
+    assert not debian.path("/usr/lib/rspamd-quarantine").exists()
+    assert debian.path(SETTINGS).read_text() == filled_in
+    said = debian.run("dpkg", "--purge", "rspamd-quarantine")
+    assert "/var/lib/quarantine with held messages and link keys" in said
+    assert not debian.path(SETTINGS).exists()
+    assert stored(debian) == files
+
+
+def test_an_upgrade_whose_store_is_away_restarts_nothing_and_says_what_to_do(built: Built, debian: DebianRoot) -> None:
+    install(debian, built.package)
+    path = debian.path(SETTINGS)
+    path.write_text(
+        'public_url = "https://quarantine.example.org/"\n[store]\nurl = "postgresql://127.0.0.1:9/quarantine"\n'
+    )
+    debian.systemctl_calls()
+    assert "Run: quarantine init && systemctl restart quarantine" in install(debian, built.package)
+    assert debian.systemctl_calls() == ["--system daemon-reload"]
+
+
+def test_lintian_finds_nothing(built: Built) -> None:
+    done = subprocess.run(["lintian", "--fail-on=error,warning", built.package], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_man_pages_are_correct_and_bash_completes_commands(built: Built, debian: DebianRoot) -> None:
+    install(debian, built.package)
+    for name, group in PROGRAMS.items():
+        page = debian.path(f"/usr/share/man/man8/{name}.8.gz")
+        shown = subprocess.run(
+            ["man", "--warnings", "--local-file", page],
+            capture_output=True,
+            text=True,
+            env={"MANWIDTH": "200", "LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"},
+        )
+        assert (shown.returncode, shown.stderr) == (0, "")
+        for command in group.list_commands(click.Context(group)):
+            assert re.search(rf"^ +{command}\b", shown.stdout, re.MULTILINE), command
+
+    script = "source /usr/share/bash-completion/completions/quarantine\n" + (
+        'COMP_WORDS=(quarantine rel) COMP_CWORD=1; _quarantine_completion quarantine; echo "${COMPREPLY[*]}"'
+    )
+    assert debian.run("bash", "-c", script) == "release\n"
