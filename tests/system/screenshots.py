@@ -84,6 +84,7 @@ def take_tutorial(browser: Browser, folder: Path) -> None:
             save(page, folder / "tutorial-digest.png")
         with page_of(browser, PHONE, "light") as page:
             read_mail(page, mail)
+            page.set_viewport_size({"width": PHONE, "height": 500})
             page.get_by_role("link", name="Release").first.click()
             save(page, folder / "tutorial-release.png")
             page.get_by_role("button", name="Release to inbox").click()
