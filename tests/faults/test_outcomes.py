@@ -6,6 +6,8 @@ Hosts run under uWSGI with the shipped uwsgi.ini, digest process included.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -22,8 +24,9 @@ from portal.model.links import Action
 from portal.model.message import DeliveryId, State
 from tests.builders import ALICE, BY_LINK, hold, now
 from tests.conftest import MakeSettings
+from tests.digest.test_process import environ
 from tests.faults.conftest import Report, Serve
-from tests.faults.serving import OwnPostgres, Portal
+from tests.faults.serving import ROOT, OwnPostgres, Portal
 from tests.faults.test_kills import full
 from tests.smtp_server import SmtpServer
 
@@ -145,6 +148,30 @@ def test_a_worker_that_is_stopped_records_what_it_knows_or_names_it(
     own_postgres.start()
     is_recorded = parts.store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
     assert (is_recorded, f"lost, may be sent again: release id={held.id}" in log) == (is_back, not is_back)
+
+
+def test_a_command_waits_for_the_store_and_says_so(
+    own_postgres: OwnPostgres, parts: Parts, server: SmtpServer, tmp_path: Path
+) -> None:
+    held = hold(parts.store)
+    gone = halt_between(server, own_postgres, {b"RCPT"})
+    command = subprocess.Popen(
+        [sys.executable, "-m", "portal", "release", str(held.id), "--recipient", ALICE],
+        cwd=ROOT,
+        env=environ(own_postgres.url, tmp_path, server.url, QUARANTINE_RELAY__URL=server.url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert gone.wait(60)
+    time.sleep(3)
+    own_postgres.start()
+    out, err = command.communicate(timeout=70)
+    assert f"waiting up to 60 s for the store, to record: release id={held.id}" in err
+    assert "Traceback" not in err
+    assert f"{held.id} {ALICE}: released" in out
+    assert parts.store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
+    assert [mail.recipients for mail in server.mails] == [[ALICE]]
 
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin", "Sec-Fetch-User": "?1"}
