@@ -52,11 +52,12 @@ def keys(tmp_path: Path) -> Path:
     return tmp_path / "links.keys"
 
 
-def host(serve: Serve, parts: Parts, server: SmtpServer) -> Portal:
+def host(serve: Serve, parts: Parts, server: SmtpServer, lease_seconds: int = 90) -> Portal:
     keys = str(parts.settings.links.keys_file)
     urls = {"QUARANTINE_MAIL__URL": server.url, "QUARANTINE_RELAY__URL": server.url}
     place = parts.settings.store.url.get_secret_value()
-    return serve(place, workers=1, QUARANTINE_LINKS__KEYS_FILE=keys, **urls)
+    lease = {"STRIKE_LEASE": str(lease_seconds), "PYTHONPATH": str(Path(__file__).parent / "strike")}
+    return serve(place, workers=1, QUARANTINE_LINKS__KEYS_FILE=keys, **urls, **lease)
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
@@ -91,14 +92,22 @@ def halt_between(server: SmtpServer, postgres: OwnPostgres, kinds: set[bytes]) -
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("outage_seconds", [5, full(100, seconds=600)])
+@pytest.mark.parametrize(
+    ("outage_seconds", "lease_seconds"), [(17, 15), full(5, 90, seconds=600), full(100, 90, seconds=600)]
+)
 def test_hosts_that_live_send_nothing_twice_after_an_outage(
-    serve: Serve, own_postgres: OwnPostgres, parts: Parts, server: SmtpServer, outage_seconds: int, report: Report
+    serve: Serve,
+    own_postgres: OwnPostgres,
+    parts: Parts,
+    server: SmtpServer,
+    outage_seconds: int,
+    lease_seconds: int,
+    report: Report,
 ) -> None:
     """Also if it is longer than the leases: a host leaves the claims of the other one alone until it had time."""
     readers, owners = ([f"{kind}{each}@example.org" for each in range(60)] for kind in ("reader", "owner"))
     gone = halt_between(server, own_postgres, {b"reader", b"owner"})
-    hosts = [host(serve, parts, server) for _ in range(2)]
+    hosts = [host(serve, parts, server, lease_seconds) for _ in range(2)]
     keys = [DeliveryId(hold(parts.store, recipients=[owner]).id, 0) for owner in owners]
     for reader in readers:
         hold(parts.store, recipients=[reader])

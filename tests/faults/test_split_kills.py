@@ -94,7 +94,12 @@ class Strikes:
     def __init__(self, folder: Path) -> None:
         self._at = folder / "strike"
         self._done = folder / "strike.done"
-        self.environ = {"STRIKE_AT": str(self._at), "PYTHONPATH": str(Path(__file__).parent / "strike")}
+        self.environ = {
+            "STRIKE_AT": str(self._at),
+            "STRIKE_LEASE": "3",
+            "STRIKE_TAKE_OVER": "1",
+            "PYTHONPATH": str(Path(__file__).parent / "strike"),
+        }
 
     def prepare(self, point: str) -> None:
         self._done.unlink(missing_ok=True)

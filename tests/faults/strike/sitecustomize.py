@@ -1,6 +1,9 @@
 """Let a process of the portal kill itself at a named point. Python loads this at its start if the folder is in its
 path.
 
+``$STRIKE_LEASE`` and ``$STRIKE_TAKE_OVER`` are the seconds of a claim, and from an outage until claims are taken over,
+so that tests need not wait for a minute and a half.
+
 The file ``$STRIKE_AT`` has the name of the point. The process that reaches it first renames the file to ``….done`` and
 dies by SIGKILL.
 """
@@ -69,17 +72,13 @@ def _install() -> None:
     from portal.actions import Actions
     from portal.policy.rulebook import Rulebook
     from portal.scanning import Scanning
-    from portal.stores import lifecycle
     from portal.stores.files.mail import MailFiles
     from portal.stores.files.messages import FileMessages
     from portal.stores.postgres import database, rows
     from portal.stores.postgres.messages import PostgresMessages
-    from portal.stores.shared import outcomes
     from portal.stores.shared.deliveries import SqlDeliveries
     from portal.web.exporter import ExporterEndpoint
 
-    lifecycle.LEASE = timedelta(seconds=3)  # so that tests need not wait for a minute and a half
-    outcomes.TAKE_OVER_SECONDS = 1.0
     surround(Rulebook, "decide", "before the rules", "after the rules")
     surround(Scanning, "scan_posted", "before the scan", "after the scan")
     surround(MailFiles, "write", "before holding", "while holding")
@@ -109,5 +108,16 @@ def _install() -> None:
     rows.ask = asked  # type: ignore[attr-defined]
 
 
+def _shorten(lease_seconds: str) -> None:
+    from portal.stores import lifecycle
+    from portal.stores.shared import outcomes
+
+    lifecycle.LEASE = timedelta(seconds=float(lease_seconds))
+    take_over = os.environ.get("STRIKE_TAKE_OVER")
+    outcomes.TAKE_OVER_SECONDS = float(take_over) if take_over else outcomes.TAKE_OVER_SECONDS
+
+
+if "STRIKE_LEASE" in os.environ:
+    _shorten(os.environ["STRIKE_LEASE"])
 if "STRIKE_AT" in os.environ:
     _install()
