@@ -5,7 +5,9 @@ Hosts run under uWSGI with the shipped uwsgi.ini, digest process included.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +28,7 @@ from tests.builders import ALICE, BY_LINK, hold, now
 from tests.conftest import MakeSettings
 from tests.digest.test_process import environ
 from tests.faults.conftest import Report, Serve
-from tests.faults.serving import ROOT, OwnPostgres, Portal
+from tests.faults.serving import ROOT, OwnPostgres, Portal, children, command
 from tests.faults.test_kills import full
 from tests.smtp_server import SmtpServer
 
@@ -58,6 +60,14 @@ def host(serve: Serve, parts: Parts, server: SmtpServer, lease_seconds: int = 90
     place = parts.settings.store.url.get_secret_value()
     lease = {"STRIKE_LEASE": str(lease_seconds), "PYTHONPATH": str(Path(__file__).parent / "strike")}
     return serve(place, workers=1, QUARANTINE_LINKS__KEYS_FILE=keys, **urls, **lease)
+
+
+def log_of(portal: Portal) -> str:
+    return portal.log.read_text("utf-8", "replace")
+
+
+def digest_process(portal: Portal) -> list[int]:
+    return [pid for pid in children(portal.process.pid) if "quarantine-digest" in command(pid)]
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
@@ -104,7 +114,7 @@ def test_hosts_that_live_send_nothing_twice_after_an_outage(
     lease_seconds: int,
     report: Report,
 ) -> None:
-    """Also if it is longer than the leases: a host leaves the claims of the other one alone until it had time."""
+    """Also if it is longer than the leases, and one host needs some seconds longer than the other to come back."""
     readers, owners = ([f"{kind}{each}@example.org" for each in range(60)] for kind in ("reader", "owner"))
     gone = halt_between(server, own_postgres, {b"reader", b"owner"})
     hosts = [host(serve, parts, server, lease_seconds) for _ in range(2)]
@@ -115,8 +125,13 @@ def test_hosts_that_live_send_nothing_twice_after_an_outage(
     for key in keys:
         parts.actions.queue_release(*key, BY_LINK)
     assert gone.wait(60)
-    time.sleep(outage_seconds)
+    time.sleep(outage_seconds / 2)
+    slow = next(pid for each in hosts if "kept in memory" in log_of(each) for pid in digest_process(each))
+    os.kill(slow, signal.SIGSTOP)
+    time.sleep(outage_seconds / 2)
     own_postgres.start()
+    time.sleep(11)  # the heartbeat of the other one is up to 10 s after the return
+    os.kill(slow, signal.SIGCONT)
     wait_until(
         lambda: (
             {parts.store.deliveries.get(key).state for key in keys} == {State.RELEASED}
@@ -124,7 +139,7 @@ def test_hosts_that_live_send_nothing_twice_after_an_outage(
         )
     )
     found = Counter(recipient for mail in server.mails for recipient in mail.recipients)
-    logs = "".join(each.log.read_text("utf-8", "replace") for each in hosts)
+    logs = "".join(map(log_of, hosts))
     late = re.findall(r"recorded later: (digest|release).*", logs)
     report(
         "6 PostgreSQL stopped between the mail server's 250 and its record",
@@ -153,7 +168,7 @@ def test_a_worker_that_is_stopped_records_what_it_knows_or_names_it(
         time.sleep(1)
         own_postgres.start()
     portal.process.wait(30)
-    log = portal.log.read_text("utf-8", "replace")
+    log = log_of(portal)
     own_postgres.start()
     is_recorded = parts.store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
     assert (is_recorded, f"lost, may be sent again: release id={held.id}" in log) == (is_back, not is_back)
@@ -164,7 +179,7 @@ def test_a_command_waits_for_the_store_and_says_so(
 ) -> None:
     held = hold(parts.store)
     gone = halt_between(server, own_postgres, {b"RCPT"})
-    command = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "portal", "release", str(held.id), "--recipient", ALICE],
         cwd=ROOT,
         env=environ(own_postgres.url, tmp_path, server.url, QUARANTINE_RELAY__URL=server.url),
@@ -175,7 +190,7 @@ def test_a_command_waits_for_the_store_and_says_so(
     assert gone.wait(60)
     time.sleep(3)
     own_postgres.start()
-    out, err = command.communicate(timeout=70)
+    out, err = process.communicate(timeout=70)
     assert f"waiting up to 60 s for the store, to record: release id={held.id}" in err
     assert "Traceback" not in err
     assert f"{held.id} {ALICE}: released" in out
