@@ -139,6 +139,9 @@ def addresses(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(True, "local_domains", ", ".join(map(shown_address, settings.local_domains)))
+    if not settings.site.contact:
+        text = "not set: digests and pages name your mail administrator. Set whom recipients may ask"
+        yield Finding(None, "site.contact", text)
     if settings.digest.domains:
         yield Finding(None, "digest.domains", "the next version will not read it: rename its tables to [domains.…]")
     if settings.mail.admin_address is None:

@@ -54,6 +54,7 @@ def compose(
     mail_id: UUID | None = None,
     known: Collection[str] = (),
     contact: str = "",
+    takes_passwords: bool = False,
     is_first: bool = False,
 ) -> EmailMessage:
     """Return the mail of a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
@@ -62,7 +63,8 @@ def compose(
     zone of all times shown, ``language`` a tag ("": the default of ``render``), ``brand`` the look of the mail;
     ``right`` returns who may release a delivery. ``mail_id`` replaces the digest's id in the Message-ID: mail programs
     drop a mail whose Message-ID they have seen, so one that is repeated on purpose needs another. ``known`` are senders
-    for `ranking.ranked`. ``contact``: whom the recipient may ask. ``is_first``: this recipient was sent none
+    for `ranking.ranked`. ``contact``: whom the recipient may ask. ``takes_passwords``: the
+    sign-in page does. ``is_first``: this recipient was sent none
     before.
     """
     groups = sorted(
@@ -113,6 +115,7 @@ def compose(
             host=urlsplit(links.base_url).netloc,
             organisation=brand.name or shown_address(sender).rpartition("@")[2],
             contact=contact,
+            takes_passwords=takes_passwords,
             is_first=is_first,
             is_notice=digest.is_notice,
             several=several if any(row.release for row in rows[:first]) else "",
@@ -212,5 +215,6 @@ def digest_mail(
         mail_id=mail_id,
         known=known,
         contact=settings.site.contact,
+        takes_passwords=settings.takes_passwords,
         is_first=is_first,
     )

@@ -241,7 +241,8 @@ class SiteSettings(Section):
     )
     contact: PlainText = Field(
         "",
-        description="Whom recipients may ask, at the top of digests, like `the help desk, help@example.org`. Default: "
+        description="Whom recipients may ask, at the top of digests and below pages, like "
+        "`the help desk, help@example.org`. Default: "
         "your mail administrator.",
     )
     folder: Path | None = Field(
@@ -372,6 +373,11 @@ class Settings(Section):
         kind, _, name = method.partition(":")
         others = {"ldap": self.ldap.uri, "imap": self.imap.host, "proxy": self.proxy.secret, "oidc": name in self.oidc}
         return bool(others.get(kind))
+
+    @property
+    def takes_passwords(self) -> bool:
+        """True if people may sign in with a password, which the site's directory or IMAP server checks."""
+        return bool(self.ldap.uri or self.imap.host)
 
     def is_local(self, address: str) -> bool:
         """Return whether the portal may mail this recipient and let them sign in."""

@@ -209,6 +209,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/", inbox.list),
         ("GET", f"/link/{_TOKEN}/", links.show),
         ("POST", f"/link/{_TOKEN}/", links.act),
+        ("GET", "/about", pages.about),
         ("GET", "/sign-in", sign_in_page.show),
         ("POST", "/sign-in", mailed.start),
         ("GET", "/sign-in/password", passwords.form),

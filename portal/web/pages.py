@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -87,6 +87,7 @@ class Pages:
             "form_token": "",
             "script": False,
             "console": request.shows_console,
+            "contact": self.parts.settings.site.contact,
             "times_in": request.zone.key.replace("_", " ") if request.zone else "",
             **values,
         }
@@ -100,6 +101,18 @@ class Pages:
             **values,
         )
         return HTTPResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"})
+
+    def about(self, request: Request) -> HTTPResponse:
+        """GET /about: what this site is, and how a real digest is recognized."""
+        policy, settings = request.policy, self.parts.settings
+        return self.page(
+            request,
+            "about",
+            host=urlsplit(policy.public_url).hostname,
+            retention_days=min(policy.retention_days.values()),
+            takes_passwords=settings.takes_passwords,
+            times_in="",
+        )
 
     def brand_file(self, _: Request, name: str) -> HTTPResponse:
         """GET /brand/NAME: the logo or the colours of a domain. The name has a hash, so that browsers keep the file."""

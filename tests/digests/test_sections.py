@@ -168,6 +168,14 @@ def test_a_long_address_is_cut_before_its_domain_but_never_beside_a_warning() ->
     assert long in doubtful.words
 
 
+def test_a_site_with_passwords_does_not_say_that_nobody_asks_for_them() -> None:
+    for takes_passwords, count in ((False, 1), (True, 0)):
+        mail = mail_of(delivery(1), takes_passwords=takes_passwords)
+        for seen in (text_of(mail), html_of(mail).words):
+            assert squeezed(seen).count("These pages never ask for a password.") == count
+            assert squeezed(seen).count("All links lead to ") == 1
+
+
 def test_the_settings_name_whom_to_ask() -> None:
     mail = mail_of(delivery(1), contact="the help desk, help@example.org")
     for seen in (text_of(mail), html_of(mail).words):

@@ -248,6 +248,7 @@ def test_shipped_templates_have_no_problems() -> None:
         root="",
         static=str,
         signed_in=None,
+        contact="",
         times_in="",
         script=False,
         site_style=False,

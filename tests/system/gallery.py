@@ -276,6 +276,7 @@ SECTIONS = {
     ],
     "Sign-in": [
         State("sign-in", "Sign-in", lambda s: s.go("sign-in")),
+        State("about", "About this quarantine", lambda s: s.go("about")),
         State("sign-in-ended", "The session ended before a form was sent", lambda s: s.go("sign-in?ended=form")),
         State("sign-in-code", "After the request for a link", _request_link),
         State("sign-in-link", "The link in another browser", _mailed_link),

@@ -221,7 +221,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
         *("?order=likely&select=all", "?tier=suspicious&attachment=1", "?q=nothing+has+these"),
         *("?state=requested&sender=e&q=offer", f"?like={spam}.0"),
         *("preferences", "preferences?zones=all", "preferences/digest", "preferences/digest?as=text", "sessions"),
-        *("sign-in", "sign-in?ended=form", "sign-in/code", "link/nonsense/"),
+        *("sign-in", "sign-in?ended=form", "sign-in/code", "link/nonsense/", "about"),
         *(f"messages/{helds[tier][0].id}/" for tier in Tier),
         *(f"messages/{html}/{view}" for view in ("formatted", "headers", "source")),
         *(f"messages/{spam}/sender", f"messages/{doubtful}/download"),

@@ -616,6 +616,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/"): (303, 200, 200),
     ("GET", "/link/TOKEN/"): (200, 200, 200),  # everybody who has the link
     ("POST", "/link/TOKEN/"): (303, 303, 303),
+    ("GET", "/about"): (200, 200, 200),
     ("GET", "/sign-in"): (200, 200, 200),
     ("POST", "/sign-in"): (303, 303, 303),
     ("GET", "/sign-in/password"): (303, 303, 303),  # to the form
@@ -1139,3 +1140,15 @@ def test_metrics_are_for_the_exporters_networks(site: Site, held: Held) -> None:
 def test_characters_that_no_page_can_show_are_left_out(site: Site, query: str) -> None:
     answer = site.signed_in(ALICE).get(f"/?{query}")  # checked by the standard's parser
     assert answer.status == 200
+
+
+def test_a_page_says_what_this_is_and_how_a_real_digest_is_recognized(make_parts: Callable[..., Parts]) -> None:
+    contact = "the help desk & co, help@example.org"
+    site = Site(make_parts(site__contact=contact, public_url="https://quarantine.example.org/quarantine"))
+    page = site.browser().get("/about").text
+    assert "All links lead to quarantine.example.org." in page and "They are removed after 30 days." in page
+    assert "No page here ever asks for a password." in page
+    assert page.count("Questions? Contact the help desk &amp; co, help@example.org.") == 2
+    assert 'href="/quarantine/about"' in site.browser().get("/sign-in").text
+    others = Site(make_parts(imap__host="imap.example.org"))
+    assert "Type a password only on the sign-in page" in others.browser().get("/about").text

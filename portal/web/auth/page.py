@@ -48,7 +48,7 @@ class SignInPage:
         settings = self._pages.parts.settings
         root, proxy, left = request.site.root, settings.proxy, request.query("left")
         titles = {name: each.title or name for name, each in settings.oidc.items()}
-        needs_fresh, takes_passwords = ended == "fresh", bool(settings.ldap.uri or settings.imap.host)
+        needs_fresh, takes_passwords = ended == "fresh", settings.takes_passwords
         query = "?fresh=1" if needs_fresh else ""
         providers = [(f"{root}/sign-in/oidc/{name}{query}", title) for name, title in titles.items()]
         if needs_fresh and not (providers or takes_passwords or settings.sign_in.mailed_link):
