@@ -76,6 +76,7 @@ class MassAct:
     token: UUID | None = None  # of the API: its rights decide instead of those of the member
     hold_back: bool = False  # what it is about is left out of digests until it has ended, see `mass_hold`
     notify: bool = False  # its recipients are mailed after it, see `mass_mail`
+    method: str = ""  # name of the sign-in method of the member's session, whose groups give roles to the job as well
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments of the job."""
@@ -90,6 +91,7 @@ class MassAct:
             "token": str(self.token) if self.token else None,
             "hold_back": self.hold_back,
             "notify": self.notify,
+            "method": self.method,
         }
 
     @classmethod
@@ -106,6 +108,7 @@ class MassAct:
             UUID(found["token"]) if found["token"] else None,
             found["hold_back"],
             found["notify"],
+            found["method"],
         )
 
 

@@ -57,7 +57,7 @@ class MassRights:
         if mass.token is not None:
             tokens = Tokens(self.staff.store, self.staff)
             return tokens.by_id(mass.token, self.staff.now()) or Member(mass.member, ())
-        return self.staff.member(mass.member) if mass.member else None
+        return self.staff.member(mass.member, mass.method) if mass.member else None
 
     def may_see(self, member: Member, mass: MassAct) -> bool:
         """Return whether a person may see a mass act: it is theirs, or only about domains whose messages they see."""
@@ -66,11 +66,11 @@ class MassRights:
     def may_steer(self, member: Member, mass: MassAct) -> bool:
         """Return whether a person may pause, resume, cancel or retry a mass act.
 
-        That of somebody else only if they may do, in all its domains, everything that it may do by the roles of the
-        person who confirmed it.
+        That of somebody else, or of their own from a session with another sign-in method, only if they may do, in all
+        its domains, everything that it may do by the roles of the person who confirmed it.
         """
         reach = self.reach(mass.act, member)
-        if _is_own(member, mass) or not reach:
+        if (_is_own(member, mass) and mass.method in ("", member.method)) or not reach:
             return bool(reach)
         owner = self.member(mass)
         used = [each for each in PERMISSIONS[mass.act] if owner is None or self.staff.reach(owner, each)]

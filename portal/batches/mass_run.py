@@ -122,6 +122,7 @@ class MassActs:
             criteria=criteria,
             total=found.failed,
             member=member.person if member else "",
+            method=member.method if member else "",
             retries=found.job.id,
             token=member.token.id if member and member.token else None,
             hold_back=False,  # the search would also find what did not fail

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -353,7 +353,10 @@ def _fetch(url: str, data: bytes | None = None, headers: Mapping[str, str] | Non
         except urllib.error.HTTPError as error:
             with error:
                 kind = SignInRefused if data is not None and error.code in (400, 401) else ProviderUnavailable
-                raise kind(f"it answered {error.code} at {url}: {error.read(300)!r}") from None
+                text = b""
+                with suppress(OSError, http.client.HTTPException):
+                    text = error.read(300)
+                raise kind(f"it answered {error.code} at {url}: {text!r}") from None
         except (OSError, http.client.HTTPException) as error:
             raise ProviderUnavailable(shown(f"{url} cannot be reached: {deadline.reason(error)}", 300)) from error
     try:

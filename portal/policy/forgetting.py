@@ -102,6 +102,11 @@ class Forgetting:
             raise NotAllowed(_OWN)
         if not all(self.staff.may_give(by, each.role, each.domain, leaver.recipient) for each in leaver.grants):
             raise NotAllowed(_ROLES)
+        if leaver.has_factor:
+            try:
+                self.staff.check_reset(leaver.recipient, by)
+            except NotAllowed as error:
+                raise NotAllowed(_ROLES) from error
 
     def begin(
         self,

@@ -93,6 +93,7 @@ class Member:
     person: str  # identity; the owner of the token
     grants: tuple[Grant, ...]
     token: Token | None = None
+    method: str = ""  # name of the sign-in method of their session, whose groups give some of these roles; "": unknown
 
     def acting_from(self, address: str) -> Actor:
         """Return the actor of what they do in the console, or by the API. ``address``: the client's."""
@@ -116,13 +117,13 @@ class Staff:
 
     # ---- who has which role
 
-    def member(self, person: str, method: Method | None = None) -> Member:
+    def member(self, person: str, method: str | None = None) -> Member:
         """Return a person with their roles, of which there may be none. ``person``: an identity.
 
-        ``method``: that of their session, in which the groups of other methods give no roles.
+        ``method``: the name of their session's, in which the groups of other methods give no roles; "": no groups do.
         """
-        stored = [grant for grant in self.store.staff.of(person) if method is None or grant.source in ("", method.name)]
-        return Member(person, tuple(self._in_effect([*self._of_settings(person), *stored])))
+        stored = [grant for grant in self.store.staff.of(person) if method is None or grant.source in ("", method)]
+        return Member(person, tuple(self._in_effect([*self._of_settings(person), *stored])), method=method or "")
 
     def all(self, known: Sequence[Grant] | None = None) -> Sequence[Grant]:
         """Return all roles that are in effect, ordered by person, role and domain. ``known``: by `known`, if read."""
@@ -263,9 +264,11 @@ class Staff:
 
     def check_reset(self, person: str, by: Member | None) -> None:
         """Raise NotAllowed unless somebody may replace the second factor of a person. ``by`` as in `give`."""
-        known = [*self._of_settings(person), *self.store.staff.of(person)]
-        if by is not None and not self._may_reset(by, person, known):
+        if by is not None and not self._may_reset(by, person, self._known_of(person)):
             raise NotAllowed("this member of staff may not reset the second factor of this person")
+
+    def _known_of(self, person: str) -> Sequence[Grant]:
+        return [*self._of_settings(person), *self.store.staff.of(person)]
 
     def reset_factor(self, person: str, actor: Actor) -> bool:
         """Remove the second factor of a person, and end their use of the console. Return False if there is none."""
@@ -273,15 +276,6 @@ class Staff:
         if is_removed:
             log.info("second factor reset person=%s by=%s", person, actor.who)
         return is_removed
-
-    def _remove_unused_factor(self, person: str, actor: Actor) -> None:
-        """Remove the second factor of a person without roles: it protects nothing, and its phone may be lost until
-        they get another role.
-
-        Not when groups are missing at a sign-in: it may be a fault of the provider, and the next one names them again.
-        """
-        if not self.member(person).grants:
-            self.reset_factor(person, actor)
 
     # ---- what they may do
 
@@ -417,6 +411,7 @@ class Staff:
         person, host = identity(person), domain(host)
         if by is not None and not self.may_give(by, role, host, person):
             raise NotAllowed("this member of staff may not remove this role")
+        may_reset = by is None or self._may_reset(by, person, self._known_of(person))
         # First, since the store may give the same role as the settings file, and would still give it afterwards.
         is_removed = self.store.staff.remove(person, role, host, actor, self.now())
         if role is Role.ADMINISTRATOR and self._of_settings(person):
@@ -426,7 +421,9 @@ class Staff:
         if not is_removed:
             raise BadGrant(N_("This person does not have this role."))
         log.info("role removed person=%s role=%s domain=%s by=%s", person, role, host or "all", actor.who)
-        self._remove_unused_factor(person, actor)
+        # Only by who may reset it: it also protects what the person may get by a group at the next sign-in.
+        if may_reset and not self.member(person).grants:
+            self.reset_factor(person, actor)
 
     def _checked_person(self, address: str) -> str:
         person = identity(address.strip())

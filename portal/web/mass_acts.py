@@ -162,6 +162,7 @@ class MassActPages:
             staff.member.person,
             hold_back=act in HOLDING_BACK and request.form("hold_back") != "",
             notify=act in MAILING and request.form("notify") != "",
+            method=staff.member.method,
         )
         job = self._masses.start(mass, staff.actor, uuid_of(request.form("form")) or uuid4())
         return self._pages.see_other(f"{PATH}{job.id}/")

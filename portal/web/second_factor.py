@@ -81,6 +81,9 @@ class SecondFactorPages:
         return self._page(request, staff, self._stored.get(staff.member.person), codes=codes)
 
     def _give(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        factor = self._stored.get(staff.member.person)
+        if factor is not None and not factor.has_app:  # a set-up code is used up only where the set-up can follow
+            self._console.check_fresh(request, staff, SECOND_FACTOR)
         answer = self._factors.check(
             staff.member.person,
             staff.session.sha256,
@@ -126,7 +129,7 @@ class SecondFactorPages:
         """Return the page that says how to sign in to set up a factor. ``methods``: names of `Method`."""
         oidc = self._pages.parts.settings.oidc
         ways = []
-        for name in methods:
+        for name in sorted({*methods} - {"proxy"}):  # whose sessions are never fresh, as a set-up wants them
             provider = name.removeprefix("oidc:")
             title = (oidc[provider].title or provider) if name.startswith("oidc:") else method_name(name)
             path = f"/sign-in/oidc/{provider}" if name.startswith("oidc:") else "/sign-in"

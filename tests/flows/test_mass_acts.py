@@ -24,7 +24,7 @@ from portal.batches.parallel import retry_due
 from portal.model.audit import AuditEntry, AuditFilter
 from portal.model.errors import RelayRefused, StoreUnavailable
 from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Filter, State, Tier, new_id
-from portal.model.staff import Role
+from portal.model.staff import EVERYWHERE, Role
 from portal.model.token import Scope
 from portal.policy.tokens import TokenRequest
 from portal.stores import LEASE
@@ -421,3 +421,19 @@ def test_a_command_and_its_entry_in_the_audit_are_one(site: Site, monkeypatch: p
     with pytest.raises(StoreUnavailable):
         masses(site).steer(masses(site).get(job.id), Command.PAUSE, BY_SHELL)
     assert masses(site).get(job.id).job.command is None
+
+
+def test_a_job_has_the_roles_of_the_session_in_which_it_was_confirmed(make_parts: MakeParts) -> None:
+    """A job by somebody who only reads the mail has no roles that a directory gives after a password."""
+    site = Site(make_parts(ldap__uri="ldaps://l.example", ldap__base="dc=x", staff__groups={"adm": "administrator"}))
+    staff = site.parts.staff
+    staff.give(MALLORY, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR)
+    staff.put_groups(MALLORY, "ldap", ["adm"])
+    by_link, by_password = staff.member(MALLORY, "mailed-link"), staff.member(MALLORY, "ldap")
+    rights = masses(site).rights
+    for member, may in ((by_link, False), (by_password, True)):
+        mass = MassAct(Act.RELEASE, Filter(), "", 1, "x", MALLORY, method=member.method)
+        found = rights.member(MassAct.from_json(mass.to_json()))
+        assert found and staff.may_release_tier(found, Tier.DANGEROUS, "example.org") is may
+        assert rights.may_steer(member, mass)
+    assert not rights.may_steer(by_link, mass), "it could go on with more than the session may do"

@@ -208,6 +208,18 @@ def test_a_job_whose_answer_was_not_recorded_is_not_begun_again(site: Site, monk
     assert len(done(program.get("/jobs"))["jobs"]) == 1
 
 
+def test_a_key_begins_another_job_when_it_has_expired(site: Site) -> None:
+    site.hold(recipients=(ALICE,))
+    program, key = client(site), {"Idempotency-Key": "nightly"}
+    site.now = now()
+    first = done(program.post("/jobs", RELEASE, headers=key))["job"]
+    run(site)
+    site.hold(recipients=(ALICE,))
+    site.pass_time(hours=25)
+    second = done(program.post("/jobs", RELEASE, headers=key))["job"]
+    assert second["id"] != first["id"] and second["left"] == 1
+
+
 def test_an_act_without_a_body_is_repeated_safely_as_well(site: Site) -> None:
     program, key = client(site), {"Idempotency-Key": "k"}
     added = done(program.post("/rules", {"scope": ALICE, "sender": "a.example", "effect": "block"}))

@@ -17,11 +17,13 @@ import pytest
 
 from portal.assemble import Parts
 from portal.model.audit import Act, AuditEntry, AuditFilter
-from portal.model.errors import SettingsError
+from portal.model.errors import NotAllowed, SettingsError
 from portal.model.message import Actor, ActorKind
 from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.policy.staff import Member
 from portal.stores.records import Method
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
+from tests.conftest import MakeParts
 from tests.statements import Statements
 from tests.web.test_portal import plain
 from tests.web_client import Answer, Browser, Site
@@ -628,3 +630,64 @@ def test_a_factor_counts_for_the_roles_that_a_directory_or_an_old_domain_may_giv
     page = sign_in(site).get("/admin/staff").text
     assert "No role at the moment" in page
     assert reset(sign_in(site), MALLORY).status == 303
+
+
+# ---- ways around it
+
+
+def directory(make_parts: MakeParts) -> tuple[Site, Member]:
+    """Return a site where Alice is administrator by a group that nobody has seen for eight days, with a second factor,
+    and the administrator of her domain."""
+    groups = {"adm": "administrator"}
+    site = Site(
+        make_parts(
+            ldap__uri="ldaps://ldap.example.org", ldap__base="dc=x", staff__groups=groups, staff__second_factor=True
+        )
+    )
+    site.parts.staff.put_groups(ALICE, "ldap", ["adm"])
+    set_up(site, sign_in(site, ALICE, "ldap"))
+    site.now += timedelta(days=8)
+    grant = Grant(BOB, Role.DOMAIN_ADMINISTRATOR, "example.org", site.now, BY_OPERATOR)
+    return site, Member(BOB, (grant,))
+
+
+def test_who_may_not_reset_a_factor_does_not_reset_it_by_giving_and_removing_a_role(make_parts: MakeParts) -> None:
+    site, by = directory(make_parts)
+    staff, actor = site.parts.staff, by.acting_from("192.0.2.1")
+    assert staff.give(ALICE, Role.AUDITOR, "example.org", actor, by)
+    staff.remove(ALICE, Role.AUDITOR, "example.org", actor, by)
+    assert site.store.second_factors.get(ALICE) is not None
+    staff.give(ALICE, Role.AUDITOR, "example.org", BY_OPERATOR)
+    staff.remove(ALICE, Role.AUDITOR, "example.org", BY_OPERATOR)
+    assert site.store.second_factors.get(ALICE) is None, "by the command line"
+
+
+def test_who_may_not_reset_a_factor_does_not_forget_its_person(make_parts: MakeParts) -> None:
+    site, by = directory(make_parts)
+    site.parts.staff.put_groups(ALICE, "ldap", [])
+    forgetting = site.parts.forgetting
+    with pytest.raises(NotAllowed):
+        forgetting.begin(forgetting.leaver(ALICE, site.now), by.acting_from("192.0.2.1"), site.now, "left", by)
+    assert site.store.second_factors.get(ALICE) is not None
+
+
+def test_a_set_up_code_is_not_used_up_after_an_old_sign_in(make_parts: MakeParts) -> None:
+    site = Site(make_parts(staff__administrators=ALICE, staff__second_factor=True))
+    code = site.parts.second_factors.make_set_up_code(ALICE, BY_OPERATOR)
+    browser = sign_in(site)
+    assert browser.get(PAGE).status == 200
+    site.pass_time(minutes=16)
+    assert "ended=fresh" in (post(browser, "give", recovery=code).header("Location") or "")
+    again = sign_in(site)
+    assert post(again, "give", recovery=code).header("Location") == f"/quarantine{PAGE}?done=recovered"
+    assert again.get(PAGE).status == 200
+
+
+def test_who_used_a_proxy_is_told_of_set_up_codes_only(make_parts: MakeParts) -> None:
+    """Its sign-ins are never fresh, so it is no way to a set-up."""
+    site = Site(make_parts(proxy__secret="p" * 32, staff__second_factor=True, staff__administrators=ALICE))
+    headers = {"X-Quarantine-User": ALICE, "X-Quarantine-Secret": "p" * 32}
+    site.browser().request("GET", "/sign-in/proxy", headers=headers)
+    site.pass_time(seconds=5)
+    page = sign_in(site).get(PAGE).text
+    assert "Ask an administrator for a set-up code." in page and "sign in with:" not in page

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated
 from urllib.parse import urlencode
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import AfterValidator, Field
 
@@ -17,6 +17,7 @@ from portal.batches.mass_run import REASON_CHARS, MassActs
 from portal.model.errors import AlreadyDone, NotAllowed, NotFound
 from portal.model.message import State, Tier
 from portal.policy.staff import Permission
+from portal.stores.lifecycle import IDEMPOTENCY_KEPT, is_past
 from portal.stores.records import Command
 from portal.web.api.problems import FieldProblem, invalid
 from portal.web.api.route import Caller, Model, Name, Route, Text
@@ -219,7 +220,8 @@ class JobRoutes:
         wanted = search.filter(self._parts, caller.member)
         with self._pages.searching():
             found = self._masses.dry_run(act, wanted, caller.member)
-        if not body.dry_run and (made := self._masses.made(caller.actor, caller.request)):
+        made = None if body.dry_run else self._masses.made(caller.actor, caller.request)
+        if made and not is_past(made.job.created_at, IDEMPOTENCY_KEPT, self._pages.now()):
             return _started(found, _detail(made))
         if body.dry_run or not found.count:
             return _started(found, None)
@@ -235,7 +237,7 @@ class JobRoutes:
             hold_back=body.hold_back,
             notify=body.notify,
         )
-        job = self._masses.start(mass, caller.actor, caller.request, timedelta())
+        job = self._masses.start(mass, caller.actor, uuid4() if made else caller.request, timedelta())
         return _started(found, _detail(self._masses.get(job.id)))
 
     def retry(self, caller: Caller, id: str) -> JobDetail:
