@@ -17,13 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from itertools import zip_longest
 from tempfile import SpooledTemporaryFile
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 from uuid import UUID
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreUnavailable, StoreUnusable
-from portal.model.message import Body, Delivery, Event, random_token
+from portal.model.message import Body, Delivery, Event, EventKind, random_token
 from portal.model.statistics import Part
 from portal.stores import Store, notes, open_store
 from portal.stores.records import Record
@@ -33,6 +32,7 @@ log = logging.getLogger("quarantine.moving")
 _MESSAGES, _PEOPLE, _DIGESTS, _RULES, _AUDIT = 200, 500, 200, 500, 500  # in a batch
 _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _THREADS = 4  # a disk makes several messages durable in the time of one, see docs/decisions/speed.md
 
 Outcome = Literal["copied", "changed", "same", "missing", "damaged", "gone"]
@@ -244,23 +244,44 @@ def _unreliable(id: UUID) -> StoreUnusable:
 
 def _merged(in_source: Record, in_target: Record) -> Record | None:
     """Return the target's record with those deliveries of the source that were changed later, or None if equal."""
-    deliveries, histories, changed = list(in_target.deliveries), list(in_target.histories), False
-    others = {d.number: (d, events) for d, events in zip(in_source.deliveries, in_source.histories, strict=True)}
-    for n, (delivery, events) in enumerate(zip(in_target.deliveries, in_target.histories, strict=True)):
-        other, other_events = others.get(delivery.number, (delivery, events))
-        same = replace(other, message=delivery.message) == delivery and other_events == events
-        if not same and _changed_at(other, other_events) >= _changed_at(delivery, events):
-            deliveries[n], histories[n], changed = other, other_events, True
-    # Readers whom one store has notified need no notification by the other.
-    notified = zip_longest(in_target.announced_to, in_source.announced_to, fillvalue=())
-    readers = tuple(tuple(sorted({*one, *other})) for one, other in notified)
-    if not changed and readers == in_target.announced_to:
+    others = {each.delivery.number: each for each in _each(in_source)}
+    merged, changed = list[_Each](), False
+    for each in _each(in_target):
+        other = others.get(each.delivery.number, each)
+        same = replace(other.delivery, message=each.delivery.message) == each.delivery and other.events == each.events
+        is_later = not same and _changed_at(other) >= _changed_at(each)
+        kept, left = (other, each) if is_later else (each, other)
+        # Readers whom one store has notified need no notification by the other, unless the messages were put into the
+        # next digest again since then.
+        if _reannounced_at(kept) <= _reannounced_at(left):
+            kept = kept._replace(readers=tuple(sorted({*kept.readers, *left.readers})))
+        merged.append(kept)
+        changed = changed or is_later or kept.readers != each.readers
+    if not changed:
         return None
-    return replace(in_target, deliveries=tuple(deliveries), histories=tuple(histories), announced_to=readers)
+    deliveries, histories, announced_to = zip(*merged, strict=True)
+    return replace(in_target, deliveries=deliveries, histories=histories, announced_to=announced_to)
 
 
-def _changed_at(delivery: Delivery, events: tuple[Event, ...]) -> datetime:
-    times: list[Any] = [delivery.state_at, delivery.announced_at, *(event.at for event in events)]
+class _Each(NamedTuple):
+    """One delivery of a record."""
+
+    delivery: Delivery
+    events: tuple[Event, ...]
+    readers: tuple[str, ...]  # who were notified
+
+
+def _each(record: Record) -> list[_Each]:
+    announced_to = record.announced_to or ((),) * len(record.deliveries)
+    return [_Each(*each) for each in zip(record.deliveries, record.histories, announced_to, strict=True)]
+
+
+def _reannounced_at(each: _Each) -> datetime:
+    return max((event.at for event in each.events if event.kind is EventKind.REANNOUNCED), default=_NEVER)
+
+
+def _changed_at(each: _Each) -> datetime:
+    times: list[Any] = [each.delivery.state_at, each.delivery.announced_at, *(event.at for event in each.events)]
     return cast(datetime, max(time for time in times if time is not None))
 
 

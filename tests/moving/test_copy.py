@@ -35,6 +35,7 @@ from tests.contract.test_tokens import token
 from tests.databases import Databases
 from tests.paths import ROOT
 
+READERS = [Reader(ALICE), Reader(ALICE, (), {ALICE: (ALICE, BOB)})]
 KINDS = [("files", "postgres"), ("postgres", "files"), ("files", "files"), ("postgres", "postgres")]
 
 NewUrl = Callable[[str], str]
@@ -244,7 +245,22 @@ def test_a_copied_digest_continues_where_the_old_store_stopped(
     assert target.deliveries.get(DeliveryId(announced.id, 0)).announced_at is not None
 
 
-@pytest.mark.parametrize("reader", [Reader(ALICE), Reader(ALICE, (), {ALICE: (ALICE, BOB)})], ids=["own", "shared"])
+@pytest.mark.parametrize("reader", READERS, ids=["own", "shared"])
+@pytest.mark.parametrize("by", [0, 1], ids=["source", "target"])
+def test_a_later_copy_does_not_undo_that_a_message_is_put_into_the_next_digest_again(
+    urls: tuple[str, str], stores: tuple[Store, Store], reader: Reader, by: int
+) -> None:
+    again, _ = hold(stores[0], recipients=[ALICE]), hold(stores[0], recipients=[ALICE])
+    with digesting(stores[0], reader, now(), 10, ignore_schedule=True):
+        pass
+    run_copy(*urls)
+    stores[by].deliveries.reannounce(DeliveryId(again.id, 0), BY_OPERATOR, now() + timedelta(minutes=1))
+    for _ in range(2):
+        run_copy(*urls)
+        assert [each.id for each in stores[1].digests.unannounced(reader, 10)] == [again.id]
+
+
+@pytest.mark.parametrize("reader", READERS, ids=["own", "shared"])
 def test_what_is_put_into_the_next_digest_again_is_in_that_of_the_new_store(
     urls: tuple[str, str], stores: tuple[Store, Store], reader: Reader
 ) -> None:

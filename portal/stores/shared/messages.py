@@ -15,6 +15,7 @@ from portal.model.message import (
     WAITING,
     Delivery,
     DeliveryId,
+    EventKind,
     Message,
     Scan,
     ScanOutcome,
@@ -174,7 +175,11 @@ def import_deliveries(session: Session, rows: Rows, record: Record) -> None:
             add_event(session, delivery.key, event)
         if history or delivery.state is not State.HELD or delivery.announced_at:
             session.journal(partial(delivery_line, delivery, history))
-    for delivery, readers in zip(record.deliveries, record.announced_to, strict=False):
+    forget = "delete from announced_to where message_id = :message_id and number = :number and not (reader in :readers)"
+    announced = zip(record.deliveries, record.histories, record.announced_to, strict=False)
+    for delivery, history, readers in announced:
+        if any(event.kind is EventKind.REANNOUNCED for event in history):
+            session.execute(forget, delivery.key, readers=list(readers))
         for reader in readers:
             add_announced_to(session, reader, [delivery.key])
             session.journal(partial(announced_line, reader, [delivery.key]))
