@@ -141,7 +141,8 @@ begin
         sent_at timestamptz,
         message_ids uuid[] not null default '{}',
         numbers int[] not null default '{}',
-        is_notice boolean not null default false
+        is_notice boolean not null default false,
+        listed text  -- deliveries that the mail of an unsettled claim lists, in JSON; null: it was not begun
     );
     create index on digest (recipient, issued_at, id) where sent_at is not null;
     create index on digest (issued_at);

@@ -247,6 +247,7 @@ class Run:
                     postponed.append(Unsent(digest, due_at=again))
             if postponed:
                 self._settle(unsent=postponed)
+            self.parts.store.digests.begin(allowed)
             # Also needed for a digest with one message, which needs no order: its row shows a known sender.
             readers = [digest.effective_reader for digest in allowed if digest.deliveries]
             known = known_senders(self.parts.store, readers)

@@ -162,8 +162,8 @@ class Digest:
     """One digest or notice: claimed by `Digests.claim` or `Digests.claim_notices`, or sent earlier.
 
     When the mail of an earlier claim may have arrived, for example after a crash, a claim has the same id, so that both
-    mails have the same Message-ID. It has no deliveries that were held after that claim: mail programs may drop the
-    second mail.
+    mails have the same Message-ID. It has no deliveries that the first mail did not list (`Digests.begin`): mail
+    programs may drop the second one.
     ``issued_at`` is the date of its links, in whole seconds.
     """
 

@@ -12,6 +12,7 @@ import pytest
 
 from portal.model.errors import AlreadyDone, NotFound, RelayDeferred, RelayRefused
 from portal.model.message import DeliveryId, EventKind, Reader, State, held_at
+from portal.model.schedule import Preferences
 from portal.stores import LEASE, Store
 from portal.stores.records import DigestRequest, Held, LinkOpen, Unsent
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting, hold, now
@@ -484,6 +485,35 @@ def test_a_digest_that_may_have_arrived_is_repeated_as_it_was(store: Store) -> N
     store.digests.settle([repeated], [], at + LEASE)
     assert store.recipients.get(who).news_since == held_at(newer.id)
     assert send_digest(store, who, at + HOUR) == [(newer.id, 0)]
+
+
+def test_a_digest_that_may_have_arrived_lists_the_same_whatever_the_clocks_of_hosts_are(store: Store) -> None:
+    at = now()
+    [who] = due(store, 1, at)
+    hold(store, recipients=[who])
+    [lost] = store.digests.claim(at, 1, 10, only=[who]).digests
+    begun = replace(lost, deliveries=lost.deliveries[1:])  # a job holds back the other one
+    store.digests.begin([begun])
+    behind = hold(store, recipients=[who], at=at - HOUR)
+    ahead = store.digests.upcoming(Reader(who), at, 10).digest
+    [repeated] = store.digests.claim(at + LEASE, 1, 10, only=[who]).digests
+    assert repeated.id == lost.id and keys(repeated.deliveries) == keys(ahead.deliveries) == keys(begun.deliveries)
+    store.digests.begin([repeated])
+    store.digests.settle([repeated], [], at + LEASE)
+    assert (behind.id, 0) in send_digest(store, who, at + DAY)
+
+
+def test_a_notice_that_may_have_arrived_lists_the_same_whatever_the_clocks_of_hosts_are(store: Store) -> None:
+    at = now()
+    store.recipients.set_preferences(ALICE, Preferences(notices=True))
+    hold(store, recipients=[ALICE], at=at - SECOND)
+    store.recipients.schedule(ALICE, at + DAY, notices=True)
+    [lost] = store.digests.claim_notices(at, 1, 10)
+    store.digests.begin([lost.notice])
+    hold(store, recipients=[ALICE], at=at - 2 * SECOND)
+    [repeated] = store.digests.claim_notices(at + LEASE, 1, 10)
+    assert repeated.notice.id == lost.notice.id
+    assert keys(repeated.notice.deliveries) == keys(lost.notice.deliveries) != []
 
 
 def test_a_digest_that_did_not_arrive_is_followed_by_another_one_with_all_mail(store: Store) -> None:

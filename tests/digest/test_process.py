@@ -482,6 +482,16 @@ def test_a_process_killed_while_sending_leaves_nobody_without_a_digest(
     assert len(server.mails) in {"BODY": {4}, "INPUT": {3, 4}}.get(verb, {3})
 
 
+def test_a_digest_that_may_have_arrived_lists_the_same_the_second_time(mailing: Parts, server: SmtpServer) -> None:
+    at = now()
+    hold(mailing.store, recipients=[ALICE])
+    server.script["BODY"] = [DROP]
+    assert len(run.send_all(mailing, at).failed) == 1
+    behind = hold(mailing.store, recipients=[ALICE], at=at - timedelta(hours=1))  # by the clock of another host
+    assert run.send_all(mailing, at + 2 * LEASE).sent == [(ALICE, 1)]
+    assert [each.id for each in mailing.store.digests.unannounced(Reader(ALICE), 9)] == [behind.id]
+
+
 @pytest.mark.faults
 def test_processes_killed_at_any_moment_leave_nobody_without_a_digest(
     mailing: Parts, server: SmtpServer, program: Program

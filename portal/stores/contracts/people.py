@@ -78,6 +78,14 @@ class Digests(ABC):
         """
 
     @abstractmethod
+    def begin(self, digests: Sequence[Digest]) -> None:
+        """Record which deliveries these claimed digests or notices list, before any of them is sent.
+
+        If such a mail may have arrived and the claim is taken over, the next one lists no others: mail programs may
+        drop a second mail with the same Message-ID.
+        """
+
+    @abstractmethod
     def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> bool:
         """End claims. Return whether this is durable now.
 

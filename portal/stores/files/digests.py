@@ -19,7 +19,15 @@ from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine
 from portal.stores.journal import announced_line, digest_line
 from portal.stores.records import Claims, Digest, DigestRecord, LinkOpen, Unsent
-from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, held_before, settle_sent_notice, settle_unsent
+from portal.stores.shared.digests import (
+    CLAIMABLE,
+    DUE,
+    SqlDigests,
+    as_before,
+    listed_before,
+    settle_sent_notice,
+    settle_unsent,
+)
 from portal.stores.shared.messages import FIRST
 from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.rows import WHERE_KEY
@@ -29,7 +37,11 @@ _ROWS = SqliteRows()
 _BEFORE_ALL = DeliveryId(FIRST, 0)
 _ANNOUNCE = f"UPDATE delivery SET announced_at = :now, digest_id = :digest_id {WHERE_KEY} AND announced_at IS NULL"
 _DIGEST = "id, recipient, address, issued_at, sent_at, is_notice"
-_PUT = f"INSERT OR REPLACE INTO digest ({_DIGEST}) VALUES (:id, :recipient, :address, :issued_at, :sent_at, :is_notice)"
+_PUT = (
+    f"INSERT INTO digest ({_DIGEST}) VALUES (:id, :recipient, :address, :issued_at, :sent_at, :is_notice) "
+    "ON CONFLICT (id) DO UPDATE SET recipient = excluded.recipient, address = excluded.address, "
+    "issued_at = excluded.issued_at, sent_at = excluded.sent_at, is_notice = excluded.is_notice"
+)
 # One statement: subqueries of RETURNING see the row that is added (https://www.sqlite.org/lang_returning.html).
 _OPEN = (
     "INSERT INTO link_open (recipient, issued_at, message_id, number, at) "
@@ -95,12 +107,14 @@ class FileDigests(SqlDigests):
         filled: list[Digest] = []
         missing: list[Delivery] = []
         remaining = limit
+        with self._engine.reading() as session:
+            listed = listed_before(session, [digest.id if digest.is_taken_over else None for digest in claimed])
         for digest in claimed:
             found, without_file = self._pending(digest.effective_reader, limit)
             if filled and len(found) > remaining:
                 break
             earlier = digest.id if digest.is_taken_over else None
-            filled.append(replace(digest, deliveries=held_before(found, earlier)))
+            filled.append(replace(digest, deliveries=as_before(found, earlier, listed)))
             missing += without_file
             remaining -= len(found)
         if missing:
@@ -265,7 +279,7 @@ def _settle_sent(session: Session, digest: Digest, now: datetime) -> None:
     if others:
         _announce_to(session, digest, others, now)
     if digest.deliveries:
-        session.execute("UPDATE digest SET sent_at = :now WHERE id = :id", now=now, id=digest.id)
+        session.execute("UPDATE digest SET sent_at = :now, listed = NULL WHERE id = :id", now=now, id=digest.id)
         announced = tuple(delivery.key for delivery in digest.deliveries)
         record = DigestRecord(
             digest.id, digest.recipient, digest.address, digest.issued_at, now, announced, digest.is_notice

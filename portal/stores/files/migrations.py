@@ -88,6 +88,7 @@ ALTER TABLE recipient ADD COLUMN notice_id BLOB;
 CREATE INDEX recipient_notice ON recipient (notice_at)
     WHERE notice_at IS NOT NULL AND news_since IS NOT NULL AND stopped_at IS NULL;
 ALTER TABLE digest ADD COLUMN is_notice INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE digest ADD COLUMN listed TEXT;
 ALTER TABLE sign_in ADD COLUMN mailbox TEXT NOT NULL DEFAULT '';
 ALTER TABLE sign_in ADD COLUMN client_56 TEXT NOT NULL DEFAULT '';
 ALTER TABLE sign_in ADD COLUMN client_48 TEXT NOT NULL DEFAULT '';

@@ -121,7 +121,8 @@ CREATE TABLE digest (
     address TEXT NOT NULL,
     issued_at INTEGER NOT NULL,
     sent_at INTEGER,
-    is_notice INTEGER NOT NULL DEFAULT 0
+    is_notice INTEGER NOT NULL DEFAULT 0,
+    listed TEXT                         -- deliveries that the mail of an unsettled claim lists, in JSON
 ) WITHOUT ROWID;
 CREATE INDEX digest_recipient ON digest (recipient, issued_at) WHERE sent_at IS NOT NULL;
 CREATE INDEX digest_issued_at ON digest (issued_at);

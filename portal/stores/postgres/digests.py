@@ -14,7 +14,15 @@ from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import Connection, Database
 from portal.stores.postgres.session import PostgresEngine, connection_of, rows_of, text
 from portal.stores.records import Claims, Digest, DigestRecord, LinkOpen, NoticeClaim, Unsent
-from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, held_before, settle_sent_notice, settle_unsent
+from portal.stores.shared.digests import (
+    CLAIMABLE,
+    DUE,
+    SqlDigests,
+    as_before,
+    listed_before,
+    settle_sent_notice,
+    settle_unsent,
+)
 from portal.stores.shared.messages import FIRST
 from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.session import Row, Session
@@ -79,12 +87,13 @@ class PostgresDigests(SqlDigests):
                 found = [row_of[recipient] for recipient in only[:count] if recipient not in refused]
             claimed = [readers(row[0]) for row in found]
             complete, unannounced = _unannounced(session, claimed, limit)
+            listed = listed_before(session, [row[6] for row in found])
             issued_at = now.replace(microsecond=0)
             # A retry has the same id, but a new date, since the age of links counts from the mail that is really sent.
             digests = tuple(
                 Digest(
                     digest_id or new_id(now), recipient, address, issued_at,
-                    held_before(unannounced.get(recipient, ()), digest_id),
+                    as_before(unannounced.get(recipient, ()), digest_id, listed),
                     Preferences.from_json(preferences), failures, lease, reader,
                     is_taken_over=digest_id is not None, requested_at=asked_at,
                 )
@@ -164,7 +173,7 @@ class PostgresDigests(SqlDigests):
             _lock_recipients(session, "select from recipient ", settled)
             if announced:
                 connection.execute(
-                    "update digest g set sent_at = %s, message_ids = u.ids, numbers = u.numbers from ("
+                    "update digest g set sent_at = %s, listed = null, message_ids = u.ids, numbers = u.numbers from ("
                     " select digest, array_agg(id order by n) ids, array_agg(number order by n) numbers"
                     " from unnest(%s::uuid[], %s::uuid[], %s::int[]) with ordinality u (digest, id, number, n)"
                     " group by digest) u where g.id = u.digest",

@@ -77,6 +77,7 @@ MIGRATIONS: dict[int, LiteralString] = {
         create index on recipient (notice_at)
             where notice_at is not null and news_since is not null and stopped_at is null;
         alter table digest add column is_notice boolean not null default false;
+        alter table digest add column listed text;
         alter table sign_in add column mailbox text not null default '';
         alter table sign_in add column client_56 text not null default '';
         alter table sign_in add column client_48 text not null default '';

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -35,7 +36,8 @@ _DIGEST = (
 _UPCOMING = (
     "select address, digest_id, preferences, failures, stopped_at, next_digest_at, not exists (select 1 from digest"
     " where digest.recipient = recipient.recipient and sent_at is not null and not is_notice) as is_first,"
-    " exists (select 1 from job where finished_at is null) as has_jobs"
+    " exists (select 1 from job where finished_at is null) as has_jobs,"
+    " (select listed from digest where digest.id = recipient.digest_id) as listed"
     " from recipient where recipient = :recipient"
 )
 _LAST = (
@@ -95,6 +97,20 @@ class SqlDigests(Digests):
         self._engine = engine
         self._outcomes = outcomes
 
+    def begin(self, digests: Sequence[Digest]) -> None:
+        rows = [
+            {"id": digest.id, "listed": json.dumps([(str(each.id), each.number) for each in digest.deliveries])}
+            for digest in digests
+            if digest.deliveries
+        ]
+        if not rows:
+            return
+        # After a power cut the claim is known and this may not be: then the time of the claim decides, by the same
+        # clock on the one host of a file store.
+        update = "update digest set listed = coalesce(listed, :listed) where id = :id and sent_at is null"
+        with self._engine.writing(durable=False) as session:
+            session.execute_all(update, sorted(rows, key=lambda row: row["id"]))
+
     def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> bool:
         ids = [digest.id for digest in sent] or [each.digest.id for each in unsent]
         what = " ".join(["digests" if sent else "failed digests", *(f"id={id}" for id in ids)])
@@ -142,11 +158,14 @@ class SqlDigests(Digests):
         names = [notice.recipient for notice, *_ in found]
         with self._engine.reading() as session:
             sent = session.many(_NOTICES_SENT, recipients=names, since=now - timedelta(days=1))
+            listed = listed_before(session, [taken_over for _, taken_over, *_ in found])
         return [
             NoticeClaim(
                 replace(
                     notice,
-                    deliveries=held_before(self._unannounced_since(notice.effective_reader, since, limit), taken_over),
+                    deliveries=as_before(
+                        self._unannounced_since(notice.effective_reader, since, limit), taken_over, listed
+                    ),
                 ),
                 next_digest_at,
                 tuple(at for recipient, at in sent if recipient == notice.recipient),
@@ -168,9 +187,10 @@ class SqlDigests(Digests):
         who = reader.identity
         with self._engine.reading() as session:
             row = session.one(_UPCOMING, recipient=who)
-        unknown = (who, None, None, 0, None, None, True, True)
-        address, id, preferences, failures, stopped_at, due_at, is_first, has_jobs = row or unknown
-        deliveries, issued_at = held_before(self.unannounced(reader, limit), id), now.replace(microsecond=0)
+        unknown = (who, None, None, 0, None, None, True, True, None)
+        address, id, preferences, failures, stopped_at, due_at, is_first, has_jobs, listed = row or unknown
+        deliveries = as_before(self.unannounced(reader, limit), id, {id: _keys(listed)} if id and listed else {})
+        issued_at = now.replace(microsecond=0)
         chosen = Preferences.from_json(preferences)
         digest = Digest(id or new_id(now), who, address, issued_at, deliveries, chosen, failures, reader=reader)
         return Upcoming(digest, stopped_at, due_at, bool(is_first), bool(has_jobs))
@@ -257,9 +277,29 @@ def settle_unsent(session: Session, each: Unsent, now: datetime) -> None:
         session.execute("delete from digest where id = :id and sent_at is null", each.digest)
 
 
-def held_before(deliveries: Sequence[Delivery], taken_over: UUID | None) -> tuple[Delivery, ...]:
-    """Return those held before a digest or notice was first claimed whose mail may have arrived; None: return all."""
+def listed_before(session: Session, ids: Collection[UUID | None]) -> Mapping[UUID, Collection[DeliveryId]]:
+    """Return what the mails of these earlier claims listed, of those that were begun."""
+    taken_over = [id for id in ids if id is not None]
+    if not taken_over:
+        return {}
+    rows = session.many("select id, listed from digest where id in :ids and listed is not null", ids=taken_over)
+    return {id: _keys(listed) for id, listed in rows}
+
+
+def as_before(
+    deliveries: Sequence[Delivery], taken_over: UUID | None, listed: Mapping[UUID, Collection[DeliveryId]]
+) -> tuple[Delivery, ...]:
+    """Return those that a digest or notice may list whose mail may have arrived; all if ``taken_over`` is None.
+
+    That mail was not begun if it is not in ``listed``, or by version 6. Then those that were held before its claim.
+    """
+    if taken_over is not None and taken_over in listed:
+        return tuple(each for each in deliveries if each.key in listed[taken_over])
     return tuple(each for each in deliveries if taken_over is None or each.id < taken_over)
+
+
+def _keys(listed: str) -> frozenset[DeliveryId]:
+    return frozenset(DeliveryId(UUID(id), number) for id, number in json.loads(listed))
 
 
 def settle_sent_notice(session: Session, notice: Digest) -> None:
