@@ -17,7 +17,7 @@ help:
 	@echo "make catalogues    quarantine.pot and the catalogues from code and templates"
 	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
 	@echo "make site          dist/site, the documentation as a site that needs no server"
-	@echo "make packages      wheel, Debian package, licences and bill of materials, in dist/"
+	@echo "make packages      wheel, Debian package, image, licences and bill of materials, in dist/"
 	@echo "make release       the date of CHANGELOG.md's newest section, the version, the hashes of all files"
 	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium, firefox-esr; short fault tests"
 	@echo "make test-faults   the long reliability tests"

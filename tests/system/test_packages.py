@@ -1,26 +1,28 @@
-"""The Debian package on a new Debian: installed, used, upgraded, removed and purged. lintian finds nothing in it."""
+"""The Debian package on a new Debian: installed, used, upgraded, removed and purged. lintian finds nothing in it. The
+image runs without rights."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email import message_from_bytes, policy
 from pathlib import Path
 
 import click
 import pytest
 
+from portal import __version__
 from tests.ports import free_port
 from tests.smtp_server import SmtpServer
 from tests.system.debian_root import DebianRoot
-from tests.system.services import http, wait_for
+from tests.system.services import DEPLOY, http, process, wait_for
 from tools.demo import ALICE, SAMPLES, post
 from tools.packages import image
-from tools.packages.__main__ import build
+from tools.packages.__main__ import Built, build
 from tools.packages.manual import PROGRAMS
 from tools.packages.release import debian_version
 
@@ -30,25 +32,31 @@ SETTINGS = "/etc/rspamd-quarantine/quarantine.toml"
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
-@dataclass
-class Built:
-    package: Path
-    base: Path
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The packages of this checkout."""
+    return build(tmp_path_factory.mktemp("packages") / "dist")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The packages of this checkout, and the archive of a small Debian, made at the same time."""
-    home = tmp_path_factory.mktemp("packages")
-    with ThreadPoolExecutor() as threads:
-        base = threads.submit(image.base, home)
-        files = {path.suffix: path for path in build(home / "dist")}
-        return Built(files[".deb"], base.result())
+def layout(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked archive of the image."""
+    folder = tmp_path_factory.mktemp("image")
+    with tarfile.open(built.image) as packed:
+        packed.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture
-def debian(built: Built, tmp_path: Path) -> DebianRoot:
-    root = DebianRoot(built.base, tmp_path / "debian")
+def debian(layout: Path, tmp_path: Path) -> DebianRoot:
+    """A new Debian: the lower layer of the image."""
+
+    def blob(descriptor: dict[str, str]) -> Path:
+        return layout / "blobs" / descriptor["digest"].replace(":", "/")
+
+    (manifest,) = json.loads((layout / "index.json").read_text())["manifests"]
+    layers = json.loads(blob(manifest).read_text())["layers"]
+    root = DebianRoot(blob(layers[0]), tmp_path / "debian")
     root.pretend_systemd()
     return root
 
@@ -170,3 +178,43 @@ def test_man_pages_are_correct_and_bash_completes_commands(built: Built, debian:
         'COMP_WORDS=(quarantine rel) COMP_CWORD=1; _quarantine_completion quarantine; echo "${COMPREPLY[*]}"'
     )
     assert debian.run("bash", "-c", script) == "release\n"
+
+
+def test_the_image_runs_without_rights_and_writes_only_its_data(layout: Path, tmp_path: Path) -> None:
+    bundle, data, port = tmp_path / "bundle", tmp_path / "data", free_port()
+    subprocess.run(["umoci", "--log=error", "unpack", "--image", f"{layout}:{__version__}", bundle], check=True)
+    root = bundle / "rootfs"
+    (root / "var/lib/quarantine").rename(data)
+    (root / "var/lib/quarantine").mkdir()
+    run = json.loads((bundle / "config.json").read_text())["process"]
+    user = f"--reuid={run['user']['uid']}", f"--regid={run['user']['gid']}", "--clear-groups", "--no-new-privs"
+    container = [
+        *("bwrap", "--ro-bind", root, "/", "--bind", data, "/var/lib/quarantine", "--tmpfs", "/tmp", "--proc", "/proc"),
+        *("--dev", "/dev", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--", "setpriv", *user, "env", "-i"),
+        *("-C", run["cwd"], *run["env"], f"QUARANTINE_SOCKET=127.0.0.1:{free_port()}"),
+    ]
+    command = [str(part) for part in container]
+    subprocess.run([*command, "quarantine", "init"], check=True, stdout=subprocess.DEVNULL)
+    log = tmp_path / "log"
+    with process([*command, *run["args"], "--http-socket", f"127.0.0.1:{port}"], log):
+        url = f"http://127.0.0.1:{port}/quarantine"
+        wait_for(lambda: http(f"{url}/healthz").status == 200, details=log.read_text)
+        assert post(f"{url}/", SAMPLES[0], 1)["status"] == "held"
+    assert run["user"]["uid"] != 0
+    assert (data / "links.keys").exists()
+
+
+def test_the_containerfile_makes_the_same_image() -> None:
+    last_stage = (DEPLOY / "container/Containerfile").read_text().rpartition("\nFROM ")[2]
+    text = last_stage.replace(" QUARANTINE_SOCKET=", "\nENV QUARANTINE_SOCKET=")
+    said = re.findall(r"^(USER|WORKDIR|VOLUME|ENV|EXPOSE|CMD) (.*)$", text, re.MULTILINE)
+    names = {"user": "USER", "workingdir": "WORKDIR", "volume": "VOLUME", "env": "ENV", "exposedports": "EXPOSE"}
+    expected = [(names[key], value) for key in names for value in image.CONTAINER[key]]
+    assert sorted(said) == sorted([*expected, ("CMD", json.dumps(image.CONTAINER["cmd"]))])
+
+
+def test_compose_changes_lines_of_the_nginx_file_that_exist() -> None:
+    nginx = (DEPLOY / "nginx/quarantine.conf").read_text()
+    replaced = re.findall(r"'s\|([^|]+)\|", (DEPLOY / "container/compose.yaml").read_text())
+    assert len(replaced) == 4
+    assert not [text for text in replaced if text not in nginx]

@@ -5,18 +5,32 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
-from tools.packages import deb, environment, licences
+from tools.packages import deb, environment, image, licences
 from tools.packages.release import ROOT
 
 
-def build(folder: Path) -> list[Path]:
-    """Build all packages into a folder and return their paths."""
+class Built(NamedTuple):
+    """The paths of what was built."""
+
+    wheel: Path
+    constraints: Path
+    package: Path
+    image: Path
+    notice: Path
+    sbom: Path
+
+
+def build(folder: Path) -> Built:
+    """Build all packages into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="quarantine-packages-") as name:
+    with tempfile.TemporaryDirectory(prefix="quarantine-packages-") as name, ThreadPoolExecutor() as threads:
         work = Path(name)
+        base = threads.submit(image.base, work)  # takes as long as the rest, mostly for downloads
         wheel = environment.build_wheel(folder)
         modules = environment.install(wheel, work / "root")
         notice, sbom, constraints = folder / "NOTICE", folder / "sbom.json", folder / "constraints.txt"
@@ -24,7 +38,8 @@ def build(folder: Path) -> list[Path]:
         licences.write_sbom(modules, sbom)
         shutil.copy(ROOT / "constraints.txt", constraints)
         package = deb.build(work / "root", modules, notice.read_text("utf-8"), folder)
-    return [wheel, constraints, package, notice, sbom]
+        container = image.build(base.result(), work / "root", folder)
+    return Built(wheel, constraints, package, container, notice, sbom)
 
 
 def main(arguments: list[str]) -> int:
