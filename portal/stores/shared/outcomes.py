@@ -68,7 +68,7 @@ class Outcomes:
             except StoreUnavailable:
                 if time.monotonic() - began > _AT_ONCE_SECONDS:
                     raise
-                write()  # a connection that was closed is replaced
+                self._repeat(write)  # a connection that was closed is replaced
         except StoreUnavailable as error:
             log.warning("not recorded yet, kept in memory: %s: %s", what, error)
             self._keep(what, write)
@@ -112,7 +112,7 @@ class Outcomes:
     def _record_first(self, kept: _Kept) -> None:
         """Record this outcome, or log that it can never be recorded. Raises StoreUnavailable."""
         try:
-            kept.write()
+            self._repeat(kept.write)
         except StoreUnavailable as error:
             self._ping()
             now = time.monotonic()
@@ -126,6 +126,13 @@ class Outcomes:
             log.error("lost, may be sent again: %s: %s", kept.what, text, exc_info=text == "internal error")
         else:
             log.info("recorded later: %s", kept.what)
+
+    def _repeat(self, write: Callable[[], None]) -> None:
+        """Call ``write`` again, durably. Raises StoreUnavailable."""
+        # If the failed commit was done, this one may write nothing, and so wait for no standby. A ping writes, and its
+        # commit waits for all earlier ones.
+        write()
+        self._ping()
 
     def _keep(self, what: str, write: Callable[[], None]) -> None:
         with self._lock:
