@@ -255,7 +255,7 @@ class Cluster:
         """Run the shipped PgBouncer before HAProxy and yield the URL of the database through it."""
         with self.haproxy() as leader_url:
             port, folder = free_port(), self._folder / "pgbouncer"
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             text = (FILES / "pgbouncer.ini").read_text()
             for old, new in {
                 "port=5000": f"port={psycopg.conninfo.conninfo_to_dict(leader_url)['port']}",
