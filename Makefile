@@ -66,7 +66,8 @@ docs: install
 
 test-system: install
 	tests/system/install-packages
-	$(BIN)/pytest -m system
+	$(BIN)/pytest -n auto --dist loadfile -m system --ignore tests/faults
+	$(BIN)/pytest -m system tests/faults
 
 test-faults: install
 	$(BIN)/pytest -m faults

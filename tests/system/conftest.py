@@ -76,17 +76,18 @@ def mx(running_mx: Mx) -> Mx:
 @pytest.fixture(scope="session", params=["files", "postgresql"])
 def store_of_portal(request: pytest.FixtureRequest, place: Path) -> Iterator[str]:
     """The URL of an empty store."""
+    home = place / f"store-{next(_numbers)}"  # a process that runs several files starts it again for each of them
     if request.param == "files":
-        yield f"files://{place}/store"
+        yield f"files://{home}"
     else:
-        with postgres(place / "postgresql") as url:
+        with postgres(home) as url:
             yield url
 
 
 @pytest.fixture(scope="session")
 def portal(store_of_portal: str, place: Path, running_mx: Mx) -> Iterator[Portal]:
     """The whole product on one of the stores, connected to Rspamd's switch."""
-    home = place / f"portal-{store_of_portal.partition(':')[0]}"
+    home = place / f"portal-{next(_numbers)}"
     mail = {  # releases are sent to the listener that does not scan, the portal's own mail to the one that does
         "QUARANTINE_RELAY__URL": f"smtp://127.0.0.1:{running_mx.postfix.release}",
         "QUARANTINE_MAIL__URL": f"smtp://127.0.0.1:{running_mx.postfix.smtp}",
