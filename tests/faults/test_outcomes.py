@@ -80,8 +80,13 @@ def wait_until(is_so: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> 
         time.sleep(0.1)
 
 
-def halt_between(server: SmtpServer, postgres: OwnPostgres, kinds: set[bytes]) -> threading.Event:
-    """Stop PostgreSQL when mails to recipients of all these kinds wait for their 250, and answer them afterwards."""
+def halt_between(
+    server: SmtpServer, postgres: OwnPostgres, kinds: set[bytes], prepared: threading.Event | None = None
+) -> threading.Event:
+    """Stop PostgreSQL when mails to recipients of all these kinds wait for their 250, and answer them afterwards.
+
+    ``prepared``: it is not stopped before this is set.
+    """
     arrived, are_there, gone, halting = set[bytes](), threading.Event(), threading.Event(), threading.Lock()
 
     def note_kind(line: bytes) -> None:
@@ -91,6 +96,8 @@ def halt_between(server: SmtpServer, postgres: OwnPostgres, kinds: set[bytes]) -
 
     def halt(_line: bytes) -> None:
         are_there.wait(20)
+        if prepared is not None:
+            prepared.wait(20)
         time.sleep(0.2)
         with halting:
             if not gone.is_set():
@@ -116,7 +123,8 @@ def test_hosts_that_live_send_nothing_twice_after_an_outage(
 ) -> None:
     """Also if it is longer than the leases, and one host needs some seconds longer than the other to come back."""
     readers, owners = ([f"{kind}{each}@example.org" for each in range(60)] for kind in ("reader", "owner"))
-    gone = halt_between(server, own_postgres, {b"reader", b"owner"})
+    prepared = threading.Event()
+    gone = halt_between(server, own_postgres, {b"reader", b"owner"}, prepared)
     hosts = [host(serve, parts, server, lease_seconds) for _ in range(2)]
     keys = [DeliveryId(hold(parts.store, recipients=[owner]).id, 0) for owner in owners]
     for reader in readers:
@@ -124,6 +132,7 @@ def test_hosts_that_live_send_nothing_twice_after_an_outage(
         parts.store.recipients.schedule(reader, now() - timedelta(minutes=1))
     for key in keys:
         parts.actions.queue_release(*key, BY_LINK)
+    prepared.set()
     assert gone.wait(60)
     time.sleep(outage_seconds / 2)
     slow = next(pid for each in hosts if "kept in memory" in log_of(each) for pid in digest_process(each))
