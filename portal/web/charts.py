@@ -15,8 +15,10 @@ _DARK = "@media (prefers-color-scheme: dark) { text { fill: #d0d7de !important }
 def chart(names: Sequence[str], series: Mapping[str, Sequence[int]], *, stacked: bool = False) -> bytes:
     """Return an SVG image with the numbers of each series by name."""
     import pygal
+    from pygal.etree import etree
     from pygal.style import Style
 
+    etree.to_etree()  # pygal uses lxml if it happens to be installed, whose elements `tostring` does not take
     is_bars = len(names) <= _BARS_MAX
     kinds = (pygal.StackedBar, pygal.StackedLine) if stacked else (pygal.Bar, pygal.Line)
     style = Style(
