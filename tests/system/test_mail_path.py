@@ -34,7 +34,8 @@ def page(browser: Browser) -> Iterator[Page]:
 
 def held(portal: Portal, word: str) -> list[dict[str, Any]]:
     """Return the deliveries of the mail whose subject contains ``word``."""
-    lines = portal.command("quarantine", "list", "--json").splitlines()
+    listed = portal.command("quarantine", "list", "--json").splitlines()
+    lines = (line for line in listed if line.startswith("{"))  # without what is said if nothing is held
     return [delivery for delivery in map(json.loads, lines) if word in delivery["subject"]]
 
 

@@ -190,7 +190,8 @@ def test_the_image_runs_without_rights_and_writes_only_its_data(layout: Path, tm
     user = f"--reuid={run['user']['uid']}", f"--regid={run['user']['gid']}", "--clear-groups", "--no-new-privs"
     container = [
         *("bwrap", "--ro-bind", root, "/", "--bind", data, "/var/lib/quarantine", "--tmpfs", "/tmp", "--proc", "/proc"),
-        *("--dev", "/dev", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--", "setpriv", *user, "env", "-i"),
+        *("--dev", "/dev", "--unshare-pid", "--die-with-parent"),  # so that uWSGI ends with it
+        *("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--", "setpriv", *user, "env", "-i"),
         *("-C", run["cwd"], *run["env"], f"QUARANTINE_SOCKET=127.0.0.1:{free_port()}"),
     ]
     command = [str(part) for part in container]
