@@ -63,7 +63,7 @@ class Pages:
         # occupy at most a quarter of the threads, previews half, and the rest is always free for Rspamd.
         places = max(1, threads // 4)
         self._releases = threading.Semaphore(places)
-        self._at_once = max(1, places - 1)  # of a request for several messages: one is left for other requests
+        self._at_once = max(1, places - 1)  # of one request for several messages, so one of several places is left
         self.previews = threading.Semaphore(max(1, threads // 2))
         # Checks of passwords: Dovecot delays its answer to a wrong one by seconds.
         self.password_checks = threading.Semaphore(max(1, min(2, threads // 4)))
