@@ -66,8 +66,8 @@ docs: install
 
 test-system: install
 	tests/system/install-packages
-	$(BIN)/pytest -n auto --dist loadfile -m system --ignore tests/faults
-	$(BIN)/pytest -m system tests/faults
+	$(BIN)/pytest -n auto --dist loadfile -m "system and not alone"
+	$(BIN)/pytest -m "system and alone"
 
 test-faults: install
 	$(BIN)/pytest -m faults

@@ -34,12 +34,13 @@ _ROWS = pytest.StashKey[dict[str, _Row]]()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Run the short forms with the system tests: they take minutes.
+    """Run the short forms with the system tests, one by one: they take minutes, and need time limits that hold.
 
     pytest calls this for the tests of this folder only.
     """
     if not item.get_closest_marker("faults"):
         item.add_marker(pytest.mark.system)
+        item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
 def page(browser: Browser, size: dict[str, int]) -> Iterator[Page]:
     viewport = ViewportSize(width=size["width"], height=640)
     context = browser.new_context(viewport=viewport, color_scheme="light", reduced_motion="reduce")
+    context.set_default_timeout(60_000)  # milliseconds; other tests keep the cores and the disk busy
     yield context.new_page()
     context.close()
 
