@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
@@ -15,6 +16,8 @@ _FIELD = re.compile(rb"([^\s:\x00-\x1f]+)[ \t]*:")
 _KNOWN = frozenset(
     b"from to cc reply-to date subject content-type content-transfer-encoding content-disposition content-id".split()
 )
+_NAMING = (b"content-disposition", b"content-type")
+_FILENAME = ("filename", "name")
 _FOLD = re.compile(rb"[\r\n]+")
 _TYPE = re.compile(rb"[ \t]*([A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+)")
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$&^_.+-]+")
@@ -51,13 +54,16 @@ class Fields:
     """The first field of each name that the reader needs, as octets without line breaks."""
 
     values: dict[str, bytes] = field(default_factory=dict)
+    repeated: dict[str, list[bytes]] = field(default_factory=dict)  # further fields that can name a file
 
     def add(self, line: bytes) -> None:
         """Add a whole field."""
         name = field_name(line)
         if name in _KNOWN:
             value = _FOLD.sub(b"", line[line.index(b":") + 1 :][:VALUE_BYTES])
-            self.values.setdefault(name.decode(), value.strip(b" \t"))
+            kept = self.values.setdefault(name.decode(), value.strip(b" \t"))
+            if name in _NAMING and kept != value.strip(b" \t"):
+                self.repeated.setdefault(name.decode(), []).append(value.strip(b" \t"))
 
     def text(self, name: str) -> str:
         """Return a field decoded for people, "" if it is missing."""
@@ -86,9 +92,20 @@ class Fields:
     @property
     def file_name(self) -> str:
         """The name of the file, "" if it has none."""
-        return _parameter(self.values.get("content-disposition", b""), "filename", "name") or _parameter(
-            self.values.get("content-type", b""), "name", "filename"
-        )
+        return next(self._file_names(), "")
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """All names that mail programs give the file, the likeliest first.
+
+        They disagree about two names in one field or in two, and about fields and parameters that are repeated.
+        """
+        return tuple(dict.fromkeys(self._file_names()))
+
+    def _file_names(self) -> Iterator[str]:
+        for field_, parameters in (("content-disposition", _FILENAME), ("content-type", _FILENAME[::-1])):
+            for value in (self.values.get(field_, b""), *self.repeated.get(field_, ())):
+                yield from _texts(value, *parameters)
 
     @property
     def charset(self) -> str:
@@ -105,8 +122,8 @@ class Fields:
     @property
     def boundary(self) -> bytes:
         """The boundary of a multipart with single blanks, b"" if it is missing. It is not text: octets are compared."""
-        octets, _ = _raw_parameters(self.values.get("content-type", b"")).get("boundary", (b"", ""))
-        return b" ".join(octets.split())
+        found = _raw_parameters(self.values.get("content-type", b"")).get("boundary")
+        return b" ".join(found[0][0].split()) if found else b""
 
 
 @lru_cache(16)
@@ -123,23 +140,28 @@ def _without_comment(value: str) -> str:
     return re.sub(r"\(.*", "", value, flags=re.DOTALL).strip(" \t\"'")
 
 
-def _parameter(value: bytes, *names: str) -> str:
-    """Return the first parameter of these names that is not empty, "" without any."""
+def _parameter(value: bytes, name: str) -> str:
+    """Return the first parameter of this name that is not empty, "" without any."""
+    return next(_texts(value, name), "")
+
+
+def _texts(value: bytes, *names: str) -> Iterator[str]:
+    """Yield all parameters of these names that are not empty."""
     parameters = _raw_parameters(value)
     for name in names:
-        octets, charset = parameters.get(name, (b"", ""))
-        octets = octets[:_PARAMETER_BYTES]
-        if text := (decode(octets, charset) if charset else decode_field(octets)).strip():
-            return text
-    return ""
+        for octets, charset in parameters.get(name, ()):
+            octets = octets[:_PARAMETER_BYTES]
+            if text := (decode(octets, charset) if charset else decode_field(octets)).strip():
+                yield text
 
 
-def _raw_parameters(value: bytes) -> dict[str, tuple[bytes, str]]:
+def _raw_parameters(value: bytes) -> dict[str, list[tuple[bytes, str]]]:
     """Return octets and charset of the parameters: RFC 2045, RFC 2231, and what programs write instead.
 
-    The charset is "" if the value does not name one: then it is read like a header field.
+    The charset is "" if the value does not name one: then it is read like a header field. A parameter that is written
+    more than once has all its values, that of RFC 2231 first.
     """
-    plain: dict[str, tuple[bytes, str]] = {}
+    plain: dict[str, list[tuple[bytes, str]]] = {}
     pieces: dict[str, dict[int, tuple[bytes, bool]]] = {}
     for count, match in enumerate(_PARAMETER.finditer(value)):
         if count >= _PARAMETERS:
@@ -150,10 +172,12 @@ def _raw_parameters(value: bytes) -> dict[str, tuple[bytes, str]]:
             continue
         name, number, is_encoded = extended[1], extended[2], extended[3] is not None
         if number is None and not is_encoded:
-            plain.setdefault(name, (octets, ""))
+            plain.setdefault(name, []).append((octets, ""))
         else:
             pieces.setdefault(name, {}).setdefault(int(number or 0), (octets, is_encoded))
-    return plain | {name: _joined(numbered) for name, numbered in pieces.items()}
+    for name, numbered in pieces.items():
+        plain.setdefault(name, []).insert(0, _joined(numbered))
+    return plain
 
 
 def _joined(numbered: dict[int, tuple[bytes, bool]]) -> tuple[bytes, str]:

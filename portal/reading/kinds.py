@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 
 from portal.model.attachments import Danger, Kind
+from portal.model.text import shown
 
 _HEAD_BYTES = 0x8806  # the last signature that is looked for, that of ISO 9660, ends there
 _OVERLAP_BYTES = 64
@@ -94,18 +96,23 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# With the endings that Outlook blocks (Microsoft, "Blocked attachments in Outlook") but for those of harmless uses.
 _PROGRAMS = _names(
-    "exe com scr pif cpl dll ocx sys drv msi msp mst msix msixbundle appx appxbundle jar apk deb rpm pkg app gadget "
-    "xll chm xpi crx ipa run bin elf"
+    "exe com scr pif cpl dll ocx sys drv msi msp mst msu msix msixbundle appx appxbundle jar apk deb rpm pkg app "
+    "gadget xll chm hlp xpi crx ipa run bin elf pyc pyo xbap"
 )
 _SCRIPTS = _names(
-    "js jse mjs vbs vbe vb ws wsf wsh wsc sct hta bat cmd ps1 psm1 psd1 ps1xml sh bash zsh csh command py pyw pyz "
-    "pl rb php lnk url scf reg inf ins isp jnlp desktop application appref-ms settingcontent-ms library-ms search-ms "
-    "diagcab msc theme iqy slk rdp webloc terminal applescript scpt"
+    "js jse mjs vbs vbe vb vbp vsmacros ws wsf wsh wsc sct hta htc bat cmd ps1 ps1xml ps2 ps2xml psm1 psd1 psc1 psc2 "
+    "msh msh1 msh2 mshxml msh1xml msh2xml cdxml sh bash zsh csh ksh command py pyw pyz pyzw pl rb php asp aspx bas lnk "
+    "url website scf shb shs reg inf ins isp its jnlp desktop application appref-ms settingcontent-ms library-ms "
+    "search-ms searchconnector-ms printerexport webpnp diagcab msc theme themepack deskthemepack iqy slk rdp webloc "
+    "terminal applescript scpt osd pcd prg xnk ade adp accda accde accdr mad maf mag mam maq mar mas mat mau mav maw "
+    "mda mde mdt mdw mdz vsw"
 )
 _WITH_MACROS = _names("docm dotm xlsm xltm xlam xlsb pptm potm ppsm ppam sldm")
-_DISK_IMAGES = _names("iso img dmg vhd vhdx vmdk udf daa")
+_DISK_IMAGES = _names("iso img dmg vhd vhdx vmdk udf daa wim")
 _PAGES = _names("html htm xhtml xht shtml svg svgz mht mhtml")
+_OF_UNKNOWN_USE = (Kind.TEXT, Kind.UNKNOWN)  # by content; systems decide by the ending
 _HIDE = _PROGRAMS | _SCRIPTS | _WITH_MACROS | _DISK_IMAGES | _PAGES  # in a double ending
 _HARMLESS = _names(
     "pdf doc docx xls xlsx ppt pptx odt ods odp rtf txt csv jpg jpeg png gif bmp tif tiff webp heic mp3 mp4 wav avi "
@@ -147,15 +154,19 @@ class Inspector:
             self._is_encrypted = self._is_encrypted or _ENCRYPTED.search(window) is not None
         self._last = window[-_OVERLAP_BYTES:]
 
-    def found(self, name: str, type_: str) -> tuple[Kind, list[Danger]]:
-        """Return the kind and the dangers of the file with this name and declared type."""
-        kind, ending = self._kind(), _endings(name)[-1]
-        if kind in (Kind.TEXT, Kind.UNKNOWN):
-            kind = _kind_by_claim(kind, ending, type_)
-        elif kind is Kind.OFFICE and ending in ("msi", "msp", "mst"):
-            kind = Kind.PROGRAM
-        is_encrypted = self._is_encrypted or self._is_encrypted_rar()
-        return kind, _dangers(kind, name, has_macros=self._has_macros, is_encrypted=is_encrypted)
+    def found(self, names: Sequence[str], type_: str) -> tuple[Kind, list[Danger]]:
+        """Return the kind and the dangers of the file that has these names, the likeliest first, and declared type."""
+        by_content, is_encrypted = self._kind(), self._is_encrypted or self._is_encrypted_rar()
+
+        def judged(name: str) -> tuple[Kind, list[Danger]]:
+            kind, ending = by_content, _endings(name)[-1]
+            if kind in _OF_UNKNOWN_USE:
+                kind = _kind_by_claim(kind, ending, type_)
+            elif kind is Kind.OFFICE and ending in ("msi", "msp", "mst"):
+                kind = Kind.PROGRAM
+            return kind, _dangers(kind, name, has_macros=self._has_macros, is_encrypted=is_encrypted)
+
+        return _worst([judged(name) for name in _as_read(names)])
 
     def _kind(self) -> Kind:
         head = self._head
@@ -182,10 +193,32 @@ class Inspector:
         return head.startswith(b"Rar!\x1a\x07\0") and bool(head[10] & 0x80 or head[23] & 4)
 
 
-def by_name(name: str) -> tuple[Kind, list[Danger]]:
+def by_names(names: Sequence[str]) -> tuple[Kind, list[Danger]]:
     """Return the kind and the dangers of a file whose octets were not looked at."""
-    kind = _kind_by_claim(Kind.UNKNOWN, _endings(name)[-1], "")
-    return kind, _dangers(kind, name, has_macros=False, is_encrypted=False)
+
+    def judged(name: str) -> tuple[Kind, list[Danger]]:
+        kind = _kind_by_claim(Kind.UNKNOWN, _endings(name)[-1], "")
+        return kind, _dangers(kind, name, has_macros=False, is_encrypted=False)
+
+    return _worst([judged(name) for name in _as_read(names)])
+
+
+def _as_read(names: Sequence[str]) -> Iterator[str]:
+    """Yield each name, and what programs in C read of it: they end a name at its first NUL."""
+    for name in names or ("",):
+        yield name
+        if "\0" in name:
+            yield name.partition("\0")[0]
+
+
+def _worst(found: Sequence[tuple[Kind, list[Danger]]]) -> tuple[Kind, list[Danger]]:
+    """Return the kind and the dangers of a file under all its names: a worse name than the first one is a disguise."""
+    kind, dangers = found[0]
+    for other, more in found[1:]:
+        if set(more) - {Danger.DISGUISED, *dangers}:
+            kind = other if kind in _OF_UNKNOWN_USE else kind
+            dangers = [danger for danger in Danger if danger in (*dangers, *more, Danger.DISGUISED)]
+    return kind, dangers
 
 
 def _kind_by_claim(kind: Kind, ending: str, type_: str) -> Kind:
@@ -216,8 +249,8 @@ def _dangers(kind: Kind, name: str, *, has_macros: bool, is_encrypted: bool) -> 
 
 
 def _endings(name: str) -> list[str]:
-    """Return the last two endings of a name in lower case, the last one "" if it has none."""
-    plain = unicodedata.normalize("NFKC", _HIDDEN.sub("", name[-300:])).lower()
+    """Return the last two endings of a name as it is shown and saved, in lower case, the last one "" without any."""
+    plain = unicodedata.normalize("NFKC", shown(name, len(name))[-300:]).lower()
     return [each.strip() for each in plain.rstrip(" .").split(".")[1:]][-2:] or [""]
 
 

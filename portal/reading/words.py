@@ -15,7 +15,7 @@ from portal.model.charsets import codec_of, decode
 from portal.model.encoded_words import decode_field
 from portal.reading.encodings import uuencoded_files
 from portal.reading.html import text_of
-from portal.reading.kinds import by_name
+from portal.reading.kinds import by_names
 from portal.reading.mime import HTML_TYPES, REPORT_TYPES, Part
 
 TEXT_CHARACTERS = 1 << 18  # more are not shown
@@ -82,9 +82,10 @@ class Words:
         return [text] if text.strip() else []
 
     def _list(self, part: Part, name: str) -> None:
-        kind, dangers = (Kind.MESSAGE, []) if part.is_message else by_name(part.fields.file_name)
-        if part.inspector is not None and not part.is_message:
-            kind, dangers = part.inspector.found(part.fields.file_name, part.type)
+        names = part.fields.file_names
+        kind, dangers = by_names(names) if part.inspector is None else part.inspector.found(names, part.type)
+        if part.is_message:
+            kind = Kind.MESSAGE
         self.attachments.append(Listed(name, part.type, part.size_bytes, kind, dangers, part.number))
 
     def _is_in_text(self, part: Part) -> bool:
@@ -92,7 +93,7 @@ class Words:
         name = part.fields.values.get("content-id", b"").strip(b"<> ")
         if part.inspector is None or part.fields.disposition == "attachment" or name not in self._in_text:
             return False
-        kind, dangers = part.inspector.found(part.fields.file_name, part.type)
+        kind, dangers = part.inspector.found(part.fields.file_names, part.type)
         return kind is Kind.PICTURE and not dangers
 
     def _all(self, parts: Iterable[Part]) -> list[str]:
@@ -151,7 +152,7 @@ class Words:
             octets, files = uuencoded_files(octets)
             for octets_of_name, size in files:
                 name = decode_field(octets_of_name)
-                self.attachments.append(Listed(name, "application/octet-stream", size, *by_name(name), 0))
+                self.attachments.append(Listed(name, "application/octet-stream", size, *by_names((name,)), 0))
         text = decode(octets, charset)
         if part.type in ("text/enriched", "text/richtext"):
             return _enriched(text)

@@ -31,7 +31,7 @@ def found(octets: bytes, name: str = "", type_: str = "a/b", size: int = 999) ->
     inspector = Inspector()
     for at in range(0, len(octets), size):
         inspector.add(octets[at : at + size])
-    return inspector.found(name, type_)
+    return inspector.found((name,) if name else (), type_)
 
 
 ENCRYPTED_ZIP = bytearray(zipped("a.txt"))
@@ -71,6 +71,9 @@ ENCRYPTED_ZIP[6] |= 1
         (b"\n\n%PDF-1.7", "a.pdf", Kind.PDF, []),
         (b"\x89PNG\r\n\x1a\n\0", "report.2026.png", Kind.PICTURE, []),
         (b"hello", "notes.txt", Kind.TEXT, []),
+        (b"var a = 1;", "a.js\u200b", Kind.SCRIPT, [Danger.RUNS]),  # it would be saved as a.js
+        (b"var a = 1;", "a.js\0.txt", Kind.SCRIPT, [Danger.RUNS, Danger.DISGUISED]),
+        (b"text", "a.accde", Kind.SCRIPT, [Danger.RUNS]),
         (b"hello", "archive.tar.gz", Kind.TEXT, []),
         (b"\0\1\2", "x", Kind.UNKNOWN, []),
         (b"", "", Kind.UNKNOWN, []),
@@ -107,6 +110,25 @@ def part(content: bytes, name: str, *fields: str) -> bytes:
         "",
     ]
     return "\r\n".join(lines).encode() + base64.encodebytes(content)
+
+
+@pytest.mark.parametrize(
+    ("fields", "dangers"),
+    [
+        ("Content-Type: text/plain; name=notes.txt\nContent-Disposition: attachment; filename=notes.txt", []),
+        ("Content-Type: text/plain; name=a.js\nContent-Disposition: attachment; filename=notes.txt", ["runs"]),
+        ("Content-Disposition: attachment; filename=notes.txt; filename=a.js", ["runs"]),
+        ("Content-Disposition: attachment; filename=a.js; filename*=UTF-8''notes.txt", ["runs"]),
+        ("Content-Disposition: attachment; filename=a.iso; filename*0=notes; filename*1=.txt", ["disk-image"]),
+        ("Content-Disposition: attachment; filename=notes.txt\nContent-Disposition: inline; filename=a.js", ["runs"]),
+        ("Content-Type: text/plain; name=notes.txt\nContent-Type: text/plain; name=a.html", ["web-page"]),
+        ("Content-Type: message/rfc822; name=a.exe\nContent-Disposition: attachment; filename=notes.txt", ["runs"]),
+    ],
+)
+def test_the_worst_of_all_names_that_a_mail_program_may_use_decides(fields: str, dangers: list[str]) -> None:
+    (listed,) = read([message(f"{fields}\n\nwords\n".encode())], ALICE).attachments
+    assert listed.name == "notes.txt"
+    assert set(listed.dangers) == ({*dangers, "disguised"} if dangers else set())
 
 
 def message(*parts: bytes) -> bytes:
