@@ -137,7 +137,7 @@ class RecipientPages:
         with self._pages.searching():
             domains = None if EVERYWHERE in reach else reach
             found = self._parts.recipients.matching(typed, domains, _MATCHES + 1)
-        if len(found) == 1:
+        if len(found) == 1 and is_address(found[0]):
             return self._pages.see_other(query_of(found[0]))
         return self._page(request, staff, typed, matches=found)
 
@@ -228,7 +228,10 @@ class RecipientPages:
             "good": good,
             "result": result,
             "recipient": None,
-            "matches": [(shown_address(each), query_of(each)) for each in matches[:_MATCHES]],
+            "matches": [
+                (shown_address(each), query_of(each) if is_address(each) else _search(each))
+                for each in matches[:_MATCHES]
+            ],
             "has_more_matches": len(matches) > _MATCHES,
             "may_change_many": bool(self._parts.staff.reach(staff.member, Permission.MANAGE_RECIPIENTS)),
             **found,

@@ -9,7 +9,7 @@ from email import message_from_bytes
 from email.policy import SMTP
 from html import unescape
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -133,6 +133,17 @@ def test_a_part_of_an_address_is_enough(site: Site) -> None:
     assert many.count("<bdi>box") == 20 and "There are more." in many
     limited = staff(site, Role.HELP_DESK, "example.org", BOB).get("/admin/recipients/?address=sale")
     assert limited.header("Location") == "/quarantine/admin/recipients/?address=sale_s%40example.org"
+
+
+@pytest.mark.parametrize("address", ['"<b>x"@example.org', "a@b@example.org", '"a b"@example.org'])
+def test_an_envelope_recipient_who_cannot_sign_in_leads_to_their_messages(site: Site, address: str) -> None:
+    site.hold(recipients=(address,), subject="For nobody")
+    browser = staff(site)
+    page = browser.get(f"/admin/recipients/?{urlencode({'address': address})}")
+    assert page.status == 200, "not a redirect to itself"
+    link = f"/admin/?{urlencode({'recipient': address})}"
+    assert f'href="/quarantine{link}"' in page.text
+    assert "For nobody" in browser.get(link).text
 
 
 def test_staff_of_a_domain_see_the_recipients_and_addresses_of_the_domain_alone(site: Site) -> None:
