@@ -94,7 +94,7 @@ class Forgetting:
 
         ``by``: the member of staff who does it; None: the command line.
         """
-        if any(map(self.staff.is_of_settings, self.staff.member(leaver.recipient).grants)):
+        if any(map(self.staff.is_of_settings, self.staff.member(leaver.recipient, stored=leaver.grants).grants)):
             raise NotAllowed(_OF_SETTINGS)
         if by is None:
             return

@@ -117,13 +117,15 @@ class Staff:
 
     # ---- who has which role
 
-    def member(self, person: str, method: str | None = None) -> Member:
+    def member(self, person: str, method: str | None = None, stored: Sequence[Grant] | None = None) -> Member:
         """Return a person with their roles, of which there may be none. ``person``: an identity.
 
         ``method``: the name of their session's, in which the groups of other methods give no roles; "": no groups do.
+        ``stored``: all their roles in the store, if they were read just now.
         """
-        stored = [grant for grant in self.store.staff.of(person) if method is None or grant.source in ("", method)]
-        return Member(person, tuple(self._in_effect([*self._of_settings(person), *stored])), method=method or "")
+        stored = self.store.staff.of(person) if stored is None else stored
+        valid = [grant for grant in stored if method is None or grant.source in ("", method)]
+        return Member(person, tuple(self._in_effect([*self._of_settings(person), *valid])), method=method or "")
 
     def all(self, known: Sequence[Grant] | None = None) -> Sequence[Grant]:
         """Return all roles that are in effect, ordered by person, role and domain. ``known``: by `known`, if read."""

@@ -26,6 +26,7 @@ from portal.model.message import (
 )
 from portal.model.rule import Effect
 from portal.model.schedule import NO_PREFERENCES, Preferences
+from portal.model.staff import Grant
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,13 +367,13 @@ class Admission(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """A session and its recipient's preferences: what each page needs, in one statement."""
+    """A session, and the preferences and roles of its recipient: what each page needs, in one statement."""
 
     recipient: str  # identity
     preferences: Preferences
     authenticated_at: datetime | None  # when the person last proved who they are, None if that is not known
     staff_until: datetime | None  # the end of its use of the console, None if it was ended
-    has_role: bool  # whether the store has a role of the recipient
+    grants: tuple[Grant, ...] = ()  # all roles of the recipient in the store, as `StaffRoles.of` returns them
     method: Method = MAILED_LINK
     has_factor: bool = False  # whether the recipient has set up a second factor
     factor_given: bool = False  # whether it was given in this session

@@ -209,7 +209,7 @@ class Console:
             session = self._sessions.of_form(request, page)
         else:
             session, page = self._sessions.of(request), self._sessions.page_of(request)
-        member = self._staff.member(session.recipient, session.method.name)
+        member = session.member
         if not member.grants:
             raise HTTPError(404)
         now = self._pages.now()

@@ -60,11 +60,13 @@ class Pages:
         """``threads``: the number of requests that this process answers at the same time."""
         self.parts = parts
         # Rspamd waits five seconds for an answer, a mail server or the reader of messages may take longer. So releases
-        # occupy at most a quarter of the threads, previews half, and the rest is always free for Rspamd.
-        places = max(1, threads // 4)
+        # occupy at most a quarter of the threads (two, if there are fewer than eight), previews at most half, and the
+        # rest is always free for Rspamd.
+        places = max(1, min(threads - 1, max(2, threads // 4)))
         self._releases = threading.Semaphore(places)
-        self._at_once = max(1, places - 1)  # of one request for several messages, so one of several places is left
-        self.previews = threading.Semaphore(max(1, threads // 2))
+        # Those of all requests for several messages, so that one place is left for people who press a button.
+        self._of_several = threading.Semaphore(max(1, places - 1))
+        self.previews = threading.Semaphore(max(1, min(threads // 2, threads - places - 1)))
         # Checks of passwords: Dovecot delays its answer to a wrong one by seconds.
         self.password_checks = threading.Semaphore(max(1, min(2, threads // 4)))
         # These hold a connection to the database for seconds. Of the four that a process has, ingest needs one.
@@ -252,14 +254,8 @@ class Pages:
             method = actions.release if places else actions.queue_release
             return method(delivery.id, delivery.number, actor(delivery))
 
-        places = 0
-        try:
-            while places < min(len(deliveries), self._at_once) and self._releases.acquire(blocking=False):
-                places += 1
+        with self._places(len(deliveries)) as places:
             yield from in_parallel(self.parts.actions, release, deliveries, max(1, places), stopped=stopped)
-        finally:
-            if places:
-                self._releases.release(places)
 
     def release_several_as_staff(
         self, deliveries: Sequence[Delivery], actor: Actor, check: Check, reason: str, stopped: Callable[[], bool]
@@ -272,16 +268,27 @@ class Pages:
         def release(actions: Actions, delivery: Delivery) -> Delivery:
             return actions.release(delivery.id, delivery.number, actor, operator=True, check=check, reason=reason)
 
-        places = 0
-        try:
-            while places < min(len(deliveries), self._at_once) and self._releases.acquire(blocking=False):
-                places += 1
+        with self._places(len(deliveries)) as places:
             if deliveries and not places:
                 raise Busy("too many releases wait for the mail server")
             yield from in_parallel(self.parts.actions, release, deliveries, max(1, places), stopped=stopped)
+
+    @contextmanager
+    def _places(self, count: int) -> Iterator[int]:
+        """Occupy places for the releases of one request for ``count`` messages, and yield how many: those that are
+        free, but for one."""
+        places = 0
+        try:
+            while places < count and self._of_several.acquire(blocking=False):
+                if not self._releases.acquire(blocking=False):
+                    self._of_several.release()
+                    break
+                places += 1
+            yield places
         finally:
             if places:
                 self._releases.release(places)
+                self._of_several.release(places)
 
     @contextmanager
     def searching(self) -> Iterator[None]:

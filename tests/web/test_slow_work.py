@@ -29,6 +29,7 @@ from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.text import TAGS
 from portal.stores import Store, open_store
 from portal.stores.records import Held
+from portal.web import create_app
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, SENDER, mail
 from tests.smtp_server import SmtpServer
 from tests.uwsgi_client import HEALTH, exchange, packet
@@ -208,6 +209,25 @@ def test_several_messages_of_a_digest_wait_in_the_places_that_are_free(
     assert site.state(one_more) is State.RELEASING
 
 
+@pytest.mark.parametrize(("threads", "batches"), [(4, 1), (7, 2), (16, 3)])
+def test_a_single_release_finds_a_place_beside_releases_of_several_messages(
+    site: Site, relay: HangingServer, pool: ThreadPoolExecutor, threads: int, batches: int
+) -> None:
+    app = create_app(site.parts, threads)
+    places = max(2, threads // 4)
+    several = [site.hold(recipients=[ALICE]) for _ in range(2 * places)]
+    link = digest_link(site)
+    for number in range(batches):
+        chosen = several[2 * number : 2 * number + 2] if batches > 1 else several
+        pool.submit(release_several, Browser(app), link, chosen)
+    wait_for(lambda: relay.connections == places - 1)
+    single = pool.submit(Browser(app).post, site.link(Action.RELEASE, one := site.hold()), PRESS)
+    wait_for(lambda: relay.connections == places)
+    assert not single.done(), "it is at the mail server, not queued"
+    assert site.delivery(one).attempts == 1
+    assert post_of_rspamd(site).json["status"] == "held"
+
+
 def test_a_store_that_fails_gives_the_places_back(
     site: Site, relay: HangingServer, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,7 +394,7 @@ def test_under_uwsgi_a_post_is_answered_before_hung_releases(
         QUARANTINE_RELAY__URL=relay.url,
         QUARANTINE_LINKS__KEYS_FILE=str(keys),
     )
-    socket, count, at_once = f"{home}/socket", 2 * threads, threads // 4
+    socket, count, at_once = f"{home}/socket", 2 * threads, max(2, threads // 4)
     for _ in range(count):
         assert b'"held"' in post(socket, mail())
     store = open_store(store_url)

@@ -14,6 +14,7 @@ from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.contracts import SignIns
 from portal.stores.records import MAILED_LINK, Method, QueuedMail, SignedIn, SignIn, SignInLimits, StartedSession
+from portal.stores.shared import staff
 from portal.stores.shared.jobs import COLUMNS, job_of
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Session
@@ -173,23 +174,24 @@ class SqlSignIns(SignIns):
             )
 
     def session(self, session_sha256: bytes, now: datetime, job_id: UUID | None = None) -> SignedIn | None:
+        role = [f"t.{column}" for column in staff.COLUMNS]
         job = [f"j.{column}" for column in COLUMNS] if job_id else ["null"]
         select = (
             "select s.recipient, s.used_at, r.preferences, s.authenticated_at, s.staff_until,"
-            " exists (select 1 from staff where person = s.recipient"
-            " and (source = '' or (source = s.method and expires_at > :now))),"
             " exists (select 1 from second_factor where person = s.recipient), s.factor_given,"
-            f" s.method, s.method_subject, s.method_session, {', '.join(job)}"
+            f" s.method, s.method_subject, s.method_session, {', '.join([*role, *job])}"
             " from session s left join recipient r on r.recipient = s.recipient"
+            " left join staff t on t.person = s.recipient"
             f"{' left join job j on j.id = :job_id' if job_id else ''}"
             f" where s.session_sha256 = :sha256 and {GOES_ON}"
         )
         with self._engine.reading() as session:
-            row = session.one(select, sha256=session_sha256, now=now, job_id=job_id, **session_limits(now))
-        if row is None:
+            rows = session.many(select, sha256=session_sha256, job_id=job_id, **session_limits(now))
+        if not rows:
             return None
-        recipient, used_at, preferences, authenticated_at, staff_until, has_role, has_factor, factor_given = row[:8]
-        method, job_row = row[8:11], row[11:]
+        recipient, used_at, preferences, authenticated_at, staff_until, has_factor, factor_given = rows[0][:7]
+        method, job_row = rows[0][7:10], rows[0][10 + len(role) :]
+        roles = [row[10 : 10 + len(role)] for row in rows if row[10] is not None]
         if used_at <= now - lifecycle.SESSION_USE_RECORDED:
             update = "update session set used_at = :now where session_sha256 = :sha256"
             with self._engine.writing(durable=False) as session:
@@ -199,7 +201,7 @@ class SqlSignIns(SignIns):
             Preferences.from_json(preferences),
             authenticated_at,
             staff_until,
-            bool(has_role),
+            tuple(staff.grants_of(roles)),
             Method(*method),
             bool(has_factor),
             bool(factor_given),

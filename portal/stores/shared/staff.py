@@ -15,7 +15,8 @@ from portal.stores.journal import staff_line
 from portal.stores.shared.audit import record
 from portal.stores.shared.session import Engine, Row, Session
 
-_SELECT = "select person, role, domain, given_at, actor, via, address, source, group_name, expires_at from staff"
+COLUMNS = ("person", "role", "domain", "given_at", "actor", "via", "address", "source", "group_name", "expires_at")
+_SELECT = f"select {', '.join(COLUMNS)} from staff"
 _INSERT = (
     "insert into staff (person, role, domain, given_at, actor, via, address, source, group_name, expires_at)"
     " values (:person, :role, :domain, :given_at, :actor, :via, :address, :source, :group, :expires_at)"
@@ -65,7 +66,7 @@ class SqlStaffRoles(StaffRoles):
         of_source = "where person = :person and source = :source"
         with self._engine.writing() as session:
             rows = session.many(f"{_SELECT} {of_source}", person=person, source=source)
-            stored = _sorted(rows)
+            stored = grants_of(rows)
             before = {_role(each): each for each in stored if each.expires_at is None or each.expires_at > now}
             after = {_role(each): each for each in grants}
             session.execute(f"delete from staff {of_source}", person=person, source=source)
@@ -80,7 +81,7 @@ class SqlStaffRoles(StaffRoles):
 
     def remove_expired(self, now: datetime) -> None:
         with self._engine.writing() as session:
-            expired = _sorted(session.many(f"{_SELECT} where expires_at <= :now", now=now))
+            expired = grants_of(session.many(f"{_SELECT} where expires_at <= :now", now=now))
             session.execute("delete from staff where expires_at <= :now", now=now)
             record(session, [_expired(grant, now) for grant in expired])
 
@@ -95,7 +96,7 @@ class SqlStaffRoles(StaffRoles):
 
 def all_grants(session: Session) -> list[Grant]:
     """Return the roles of all people, ordered by person, role and domain."""
-    return _sorted(session.many(_SELECT))
+    return grants_of(session.many(_SELECT))
 
 
 def put_grants(session: Session, person: str, grants: Sequence[Grant]) -> None:
@@ -106,10 +107,11 @@ def put_grants(session: Session, person: str, grants: Sequence[Grant]) -> None:
 
 
 def _of(session: Session, person: str) -> list[Grant]:
-    return _sorted(session.many(f"{_SELECT} where person = :person", person=person))
+    return grants_of(session.many(f"{_SELECT} where person = :person", person=person))
 
 
-def _sorted(rows: Sequence[Row]) -> list[Grant]:
+def grants_of(rows: Sequence[Row]) -> list[Grant]:
+    """Return the roles of these rows of `COLUMNS`, ordered by person, role and domain."""
     grants = [
         Grant(person, Role(role), domain, given_at, Actor.from_stored(who, via, address), source, group, expires_at)
         for person, role, domain, given_at, who, via, address, source, group, expires_at in rows

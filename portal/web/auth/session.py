@@ -19,6 +19,7 @@ from portal.model.audit import Act
 from portal.model.errors import LinkInvalid
 from portal.model.message import identity, is_address, random_token
 from portal.model.text import N_, shown
+from portal.policy.staff import Member
 from portal.stores.records import MAILED_LINK, Job, Method, StartedSession
 from portal.web.auth.client import client_name
 from portal.web.exporter import allowed_peer
@@ -64,6 +65,7 @@ class Session:
     has_factor: bool  # whether its recipient has set up a second factor, for the console
     factor_given: bool  # whether it was given in this session
     job: Job | None  # that was asked for; the reader checks who began it
+    member: Member  # the recipient with the roles that they have in this session now, of which there may be none
 
     def is_fresh(self, now: datetime) -> bool:
         """Return whether the person proved at most `FRESH` ago who they are."""
@@ -116,8 +118,8 @@ class Sessions:
         if not self.may_sign_in(recipient):
             return None
         self._pages.use_recipient(request, recipient, stored.preferences)
-        has_role = stored.has_role or recipient in self._pages.parts.settings.staff.administrators
-        request.shows_console = has_role and self.is_staff_network(request)
+        member = self._pages.parts.staff.member(recipient, stored.method.name, stored.grants)
+        request.shows_console = bool(member.grants) and self.is_staff_network(request)
         form_token = self._pages.parts.links.form_token(secret)
         session = Session(
             recipient,
@@ -129,6 +131,7 @@ class Sessions:
             stored.has_factor,
             stored.factor_given,
             stored.job,
+            member,
         )
         return session, secret
 
