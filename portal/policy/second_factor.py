@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 from base64 import b32encode
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -37,6 +37,7 @@ from portal.model.text import N_
 from portal.policy.mailing import Mailing
 from portal.policy.staff import Member, Staff
 from portal.stores import Store
+from portal.stores.records import QueuedMail
 
 log = logging.getLogger("quarantine.staff")
 
@@ -59,7 +60,8 @@ class SecondFactors:
     """The acts of people on their own second factor, and of administrators on those of others.
 
     Callers have checked the session (`portal.web.second_factor`). The person gets a mail about each change, since
-    somebody who has taken over the mailbox or the phone would not report them.
+    somebody who has taken over the mailbox or the phone would not report them. It is queued in the transaction of the
+    change: a process that dies in between leaves neither without the other.
     """
 
     store: Store
@@ -108,9 +110,8 @@ class SecondFactors:
         codes = new_recovery_codes()
         # The code that was typed is used up with this.
         made = replace(factor, recovery=recovery_hashes(codes), last_step=step)
-        self._put(made, replaces, session_sha256, actor)
+        self._put(made, replaces, session_sha256, actor, "set")
         log.info("second factor set person=%s", person)
-        self._tell(person, "set", actor)
         return codes
 
     def renew_recovery_codes(self, person: str, session_sha256: bytes, replaces: str, actor: Actor) -> tuple[str, ...]:
@@ -119,9 +120,8 @@ class SecondFactors:
         if present is None or not present.has_app:
             raise AlreadyDone("the second factor was removed")
         codes = new_recovery_codes()
-        self._put(replace(present, recovery=recovery_hashes(codes)), replaces, session_sha256, actor)
+        self._put(replace(present, recovery=recovery_hashes(codes)), replaces, session_sha256, actor, "codes")
         log.info("recovery codes set person=%s", person)
-        self._tell(person, "codes", actor)
         return codes
 
     def check(self, person: str, session_sha256: bytes, typed: str, recovery: str, actor: Actor) -> FactorAnswer:
@@ -130,6 +130,16 @@ class SecondFactors:
         if present is not None and not recovery and not self.is_usable(present):
             # Nobody guesses: the person types what the app shows.
             return FactorAnswer(FactorOutcome.UNUSABLE)
+        mail = self._mails(person, actor)
+
+        def mail_of(answer: FactorAnswer) -> QueuedMail | None:
+            match answer.outcome:
+                case FactorOutcome.LOCKED:
+                    return mail("locked", until=answer.until)
+                case FactorOutcome.RECOVERED:
+                    return mail("recovered", left=answer.left)
+            return None
+
         answer = self.store.second_factors.check(
             person,
             session_sha256,
@@ -137,16 +147,15 @@ class SecondFactors:
             recovery_hash(recovery) if recovery else "",
             actor,
             now,
+            mail_of=mail_of,
         )
         outcome = answer.outcome
         if outcome in (FactorOutcome.WRONG, FactorOutcome.LOCKED, FactorOutcome.LIMITED):
             log.warning("second factor refused person=%s peer=%s: %s", person, actor.address, outcome.value)
         if outcome is FactorOutcome.LOCKED:
             self.store.notes.count({COUNTER: 1})
-            self._tell(person, "locked", actor, until=answer.until)
         if outcome is FactorOutcome.RECOVERED:
             log.info("recovery code used person=%s peer=%s", person, actor.address)
-            self._tell(person, "recovered", actor, left=answer.left)
         return answer
 
     # ---- those of others
@@ -162,46 +171,52 @@ class SecondFactors:
             raise BadGrant(N_("This person does not have this role."))
         codes = new_recovery_codes(1)
         salt = secrets.token_bytes(SALT_OCTETS)
-        self.store.second_factors.put_set_up_code(
-            SecondFactor(person, salt, "", now, recovery_hashes(codes)), actor, now
-        )
+        made = SecondFactor(person, salt, "", now, recovery_hashes(codes))
+        self.store.second_factors.put_set_up_code(made, actor, now, mail=self._mails(person, actor)("set-up-code"))
         log.info("set-up code made person=%s by=%s", person, actor.who)
-        self._tell(person, "set-up-code", actor)
         return codes[0]
 
     def reset(self, person: str, actor: Actor, by: Member | None = None) -> bool:
         """Remove the second factor of a person as `Staff.reset_factor` does."""
         person = identity(person.strip())
         self.staff.check_reset(person, by)
-        is_reset = self.staff.reset_factor(person, actor)
-        if is_reset:
-            self._tell(person, "reset", actor)
-        return is_reset
+        return self.staff.reset_factor(person, actor, self._mails(person, actor)("reset"))
 
     # ---- parts
 
-    def _tell(self, person: str, what: str, actor: Actor, **values: Any) -> None:
-        """Queue a mail to a person about their second factor. It has no secrets."""
-        address, policy = self.store.recipients.get(person).address, self.staff.domains.of(person)
-        try:
-            mail = self.mailing.mail(
-                address,
-                "factor",
-                policy,
-                what=what,
-                person=shown_address(person),
-                at=self.now(),
-                client="" if actor.name != person else actor.address,
-                days=SET_UP_CODE_LIFETIME.days,
-                **values,
-            )
-            if mail is not None and self.staff.can_sign_in(person):
-                self.store.outbox.add(mail, self.now())
-        except QuarantineError as error:  # what it is about is done, and the page may have codes that are shown once
-            log.error("mail about the second factor not queued person=%s: %s", person, error)
+    def _mails(self, person: str, actor: Actor) -> Callable[..., QueuedMail | None]:
+        """Return the function that makes a mail to a person about their second factor, without queries to the store.
 
-    def _put(self, factor: SecondFactor, replaces: str, session_sha256: bytes, actor: Actor) -> None:
-        if not self.store.second_factors.put(factor, replaces, session_sha256, actor, self.now()):
+        It has no secrets. None if the person cannot sign in, or no mail can be made.
+        """
+        address, policy = self.store.recipients.get(person).address, self.staff.domains.of(person)
+        language = self.mailing.language_of(address)
+
+        def mail(what: str, **values: Any) -> QueuedMail | None:
+            if not self.staff.can_sign_in(person):
+                return None
+            try:
+                return self.mailing.mail(
+                    address,
+                    "factor",
+                    policy,
+                    language=language,
+                    what=what,
+                    person=shown_address(person),
+                    at=self.now(),
+                    client="" if actor.name != person else actor.address,
+                    days=SET_UP_CODE_LIFETIME.days,
+                    **values,
+                )
+            except QuarantineError as error:  # a template of the site
+                log.error("mail about the second factor not queued person=%s: %s", person, error)
+                return None
+
+        return mail
+
+    def _put(self, factor: SecondFactor, replaces: str, session_sha256: bytes, actor: Actor, what: str) -> None:
+        mail, now = self._mails(factor.person, actor)(what), self.now()
+        if not self.store.second_factors.put(factor, replaces, session_sha256, actor, now, mail=mail):
             raise AlreadyDone("the second factor was changed in the meantime")
 
     def _step_of(self, factor: SecondFactor, typed: str, now: datetime) -> int | None:

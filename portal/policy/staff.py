@@ -24,7 +24,7 @@ from portal.policy.domains import Domains
 from portal.settings import Settings
 from portal.stores import Store
 from portal.stores.lifecycle import SESSION_MAX
-from portal.stores.records import MAILED_LINK, Method
+from portal.stores.records import MAILED_LINK, Method, QueuedMail
 
 log = logging.getLogger("quarantine.staff")
 
@@ -272,9 +272,12 @@ class Staff:
     def _known_of(self, person: str) -> Sequence[Grant]:
         return [*self._of_settings(person), *self.store.staff.of(person)]
 
-    def reset_factor(self, person: str, actor: Actor) -> bool:
-        """Remove the second factor of a person, and end their use of the console. Return False if there is none."""
-        is_removed = self.store.second_factors.reset(person, actor, self.now())
+    def reset_factor(self, person: str, actor: Actor, mail: QueuedMail | None = None) -> bool:
+        """Remove the second factor of a person, and end their use of the console. Return False if there is none.
+
+        ``mail``: about it, queued with it.
+        """
+        is_removed = self.store.second_factors.reset(person, actor, self.now(), mail=mail)
         if is_removed:
             log.info("second factor reset person=%s by=%s", person, actor.who)
         return is_removed

@@ -597,6 +597,53 @@ def test_people_learn_of_changes_by_mail(site: Site) -> None:
     assert "New recovery codes" in second
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        ("check", "too many wrong codes"),
+        ("check", "was used to open the console"),
+        ("put", "A second factor was set up"),
+        ("put", "New recovery codes"),
+        ("put_set_up_code", "created a set-up code"),
+        ("reset", "removed your second factor"),
+    ],
+)
+def test_a_process_that_is_killed_after_a_change_leaves_its_mail(
+    site: Site, method: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, codes = set_up(site, sign_in(site))
+    mails(site)
+    factors, session, actor = site.parts.second_factors, b"s" * 32, Actor(ActorKind.RECIPIENT, ALICE, "", "192.0.2.7")
+    factor, offer = site.store.second_factors.get(ALICE), factors.offer(ALICE, "Quarantine")
+    assert factor
+    version, code = factor.version, pyotp.TOTP(offer.secret).at(site.now)
+    for _ in range(4):
+        factors.check(ALICE, session, "000000", "", actor)
+    acts: dict[str, Callable[[], object]] = {
+        "too many wrong codes": lambda: factors.check(ALICE, session, "000000", "", actor),
+        "was used to open the console": lambda: factors.check(ALICE, session, "", codes[0], actor),
+        "A second factor was set up": lambda: factors.set_up(ALICE, session, offer.salt, code, version, actor),
+        "New recovery codes": lambda: factors.renew_recovery_codes(ALICE, session, version, actor),
+        "created a set-up code": lambda: factors.make_set_up_code(ALICE, BY_OPERATOR),
+        "removed your second factor": lambda: factors.reset(ALICE, BY_OPERATOR),
+    }
+    done = getattr(type(site.store.second_factors), method)
+
+    def killed(*args: object, **values: object) -> None:
+        done(*args, **values)
+        raise Killed
+
+    monkeypatch.setattr(type(site.store.second_factors), method, killed)
+    with pytest.raises(Killed):
+        acts[text]()
+    [mail] = mails(site)
+    assert text in mail
+
+
 def test_a_proxy_that_asks_itself_is_enough(make_parts: Callable[..., Parts]) -> None:
     proxy = {"proxy__secret": "p" * 32, "staff__second_factor": "true", "staff__administrators": ALICE}
     alone = {"sign_in__mailed_link": "false", **proxy}

@@ -9,6 +9,7 @@ from datetime import datetime
 from portal.model.message import Actor
 from portal.model.second_factor import FactorAnswer, SecondFactor
 from portal.model.staff import Grant, Role
+from portal.stores.records import QueuedMail
 
 
 class StaffRoles(ABC):
@@ -62,12 +63,21 @@ class SecondFactors(ABC):
         """Return the second factors of all people, ordered by person."""
 
     @abstractmethod
-    def put(self, factor: SecondFactor, replaces: str, session_sha256: bytes, actor: Actor, now: datetime) -> bool:
+    def put(
+        self,
+        factor: SecondFactor,
+        replaces: str,
+        session_sha256: bytes,
+        actor: Actor,
+        now: datetime,
+        *,
+        mail: QueuedMail | None = None,
+    ) -> bool:
         """Set up a second factor, or change the recovery codes. Durable on return.
 
         ``replaces``: the `SecondFactor.version` of the present one, "" for none. Return False, with nothing changed, if
         this is not the present one any more. The factor counts as given in this session of the person, and in no other
-        if its secret is new.
+        if its secret is new. ``mail`` is queued in the same transaction, if something was changed.
         """
 
     @abstractmethod
@@ -79,6 +89,8 @@ class SecondFactors(ABC):
         recovery_sha256: str,
         actor: Actor,
         now: datetime,
+        *,
+        mail_of: Callable[[FactorAnswer], QueuedMail | None] = lambda _: None,
     ) -> FactorAnswer:
         """Compare a code; if it is right, the factor counts as given in this session. Durable on return.
 
@@ -86,17 +98,21 @@ class SecondFactors(ABC):
         later than the last one is refused, so that each code works once. ``recovery_sha256``: of the recovery code
         that was typed instead, "" if none was; it is used up. After `lifecycle.FACTOR_TRIES_MAX` wrong codes of the app
         no more are compared for `lifecycle.factor_pause`, in no process. Recovery codes are not limited.
+        ``mail_of``: returns the mail about an answer, without queries to the store. It is queued in the same
+        transaction.
         """
 
     @abstractmethod
-    def put_set_up_code(self, factor: SecondFactor, actor: Actor, now: datetime) -> None:
+    def put_set_up_code(
+        self, factor: SecondFactor, actor: Actor, now: datetime, *, mail: QueuedMail | None = None
+    ) -> None:
         """Replace what a person has by a factor with a set-up code, and end the use of the console as `reset` does.
-        Durable on return."""
+        ``mail`` is queued in the same transaction. Durable on return."""
 
     @abstractmethod
-    def reset(self, person: str, actor: Actor, now: datetime) -> bool:
+    def reset(self, person: str, actor: Actor, now: datetime, *, mail: QueuedMail | None = None) -> bool:
         """Remove the second factor of a person, and end the use of the console in all their sessions. Durable on
-        return. Return False if there is none."""
+        return. Return False if there is none. ``mail`` is queued in the same transaction, if there was one."""
 
     @abstractmethod
     def replace_all(self, factors: Sequence[SecondFactor]) -> None:

@@ -14,7 +14,9 @@ from portal.model.second_factor import FactorAnswer, FactorOutcome, SecondFactor
 from portal.stores import lifecycle
 from portal.stores.contracts import SecondFactors
 from portal.stores.journal import second_factor_line
+from portal.stores.records import QueuedMail
 from portal.stores.shared.audit import record
+from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Row, Session
 
 _COLUMNS = "person, salt, key_fingerprint, created_at, recovery, last_step"
@@ -47,7 +49,16 @@ class SqlSecondFactors(SecondFactors):
         with self._engine.reading() as session:
             return all_factors(session)
 
-    def put(self, factor: SecondFactor, replaces: str, session_sha256: bytes, actor: Actor, now: datetime) -> bool:
+    def put(
+        self,
+        factor: SecondFactor,
+        replaces: str,
+        session_sha256: bytes,
+        actor: Actor,
+        now: datetime,
+        *,
+        mail: QueuedMail | None = None,
+    ) -> bool:
         person = factor.person
         with self._engine.writing() as session:
             present = _get(session, person, for_update=True)
@@ -66,6 +77,8 @@ class SqlSecondFactors(SecondFactors):
             detail = "recovery codes" if is_same else ""
             record(session, [AuditEntry.new(now, Act.SECOND_FACTOR_SET, actor, person, detail)])
             session.journal(partial(second_factor_line, person, factor))
+            if mail is not None:
+                queue(session, mail, now)
         return True
 
     def check(
@@ -76,6 +89,8 @@ class SqlSecondFactors(SecondFactors):
         recovery_sha256: str,
         actor: Actor,
         now: datetime,
+        *,
+        mail_of: Callable[[FactorAnswer], QueuedMail | None] = lambda _: None,
     ) -> FactorAnswer:
         with self._engine.writing() as session:
             # The lock of the row: codes of a person are compared one after the other, in all processes.
@@ -89,22 +104,32 @@ class SqlSecondFactors(SecondFactors):
             )
             if given and given[0]:  # the form was sent twice
                 return FactorAnswer(FactorOutcome.RIGHT)
-            return _compared(session, _factor(row), session_sha256, step_of, recovery_sha256, actor, now)
+            answer = _compared(session, _factor(row), session_sha256, step_of, recovery_sha256, actor, now)
+            mail = mail_of(answer)
+            if mail is not None:
+                queue(session, mail, now)
+            return answer
 
-    def put_set_up_code(self, factor: SecondFactor, actor: Actor, now: datetime) -> None:
+    def put_set_up_code(
+        self, factor: SecondFactor, actor: Actor, now: datetime, *, mail: QueuedMail | None = None
+    ) -> None:
         with self._engine.writing() as session:
             put_factor(session, factor.person, factor)
             session.execute(_END_USE, person=factor.person)
             record(session, [AuditEntry.new(now, Act.SECOND_FACTOR_RESET, actor, factor.person, "set-up code")])
             session.journal(partial(second_factor_line, factor.person, factor))
+            if mail is not None:
+                queue(session, mail, now)
 
-    def reset(self, person: str, actor: Actor, now: datetime) -> bool:
+    def reset(self, person: str, actor: Actor, now: datetime, *, mail: QueuedMail | None = None) -> bool:
         with self._engine.writing() as session:
             removed = session.execute("delete from second_factor where person = :person", person=person) == 1
             if removed:
                 session.execute(_END_USE, person=person)
                 record(session, [AuditEntry.new(now, Act.SECOND_FACTOR_RESET, actor, person)])
                 session.journal(partial(second_factor_line, person, None))
+            if removed and mail is not None:
+                queue(session, mail, now)
         return removed
 
     def replace_all(self, factors: Sequence[SecondFactor]) -> None:
