@@ -138,7 +138,7 @@ class Progress:
     waits: int = 0  # how often in a row it had to wait
     busy_seconds: float = 0.0  # how long processes have run it
     ends_as: str = ""  # of a mass act whose recipients are mailed now: its `mass.Status` after that
-    mailed_until: str = ""  # the last recipient whose mail was queued
+    mailed_until: str = ""  # the entry of the audit up to which recipients were mailed
     is_mailed: bool = False  # the mails to all recipients were queued
     mailed: int = 0  # people
 

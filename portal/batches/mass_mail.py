@@ -7,10 +7,11 @@ that it deferred are named apart, since they may fail later.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
+from uuid import UUID
 
 from portal.actions import Actions
 from portal.batches.batch import Act, Progress, actor_of
@@ -46,37 +47,37 @@ class MassMail:
     people: Directory
 
     def next(self, job: Job, mass: MassAct, progress: Progress) -> tuple[list[QueuedMail], str]:
-        """Return mails to the next people, and the last recipient after them; "": nobody follows."""
-        counts = self._counts(job, mass, after=progress.mailed_until)
-        people = {person for recipient in counts for person in self.people.readers(recipient)}
-        read = {person: self.people.reader(person).identities for person in people}
-        others = {each for identities in read.values() for each in identities} - counts.keys()
-        known = {**counts, **self._counts(job, mass, among=others)} if others else counts
-        mails: list[QueuedMail] = []
-        for person, identities in sorted(read.items()):
-            own = [each for each in identities if each in known]
-            # Who reads several addresses gets one mail, when it is the turn of the first of them.
-            if own and min(own) in counts:
-                mails += self._mail(person, mass, _Counts(*map(sum, zip(*(known[each] for each in own), strict=True))))
-        return mails, [*counts][-1] if len(counts) == _RECIPIENTS else ""
+        """Return mails to the next people, and the cursor after them; "": nobody follows.
 
-    def _counts(
-        self, job: Job, mass: MassAct, after: str = "", among: Collection[str] | None = None
-    ) -> Mapping[str, _Counts]:
+        Each call reads the next entries of the audit, so the work grows with the deliveries and not faster.
+        """
+        audit, cursor = self.actions.store.audit, UUID(progress.mailed_until) if progress.mailed_until else None
+        acted = (actor_of(job.id, job.actor), _DONE[mass.act], job.created_at - _CLOCKS_DIFFER)
+        mailed: list[QueuedMail] = []
+        while True:
+            turn, after = audit.acted_on(*acted, _RECIPIENTS, cursor)
+            people = {person for recipient in turn for person in self.people.readers(recipient)}
+            read = {person: self.people.reader(person).identities for person in people}
+            others = {each for identities in read.values() for each in identities}.difference(turn)
+            earlier = audit.acted_before(*acted, others, cursor) if cursor and others else ()
+            counts = self._counts(audit.tally(*acted, [*turn, *others]), mass) if turn else {}
+            for person, identities in sorted(read.items()):
+                # Who reads several addresses gets one mail, when it is the turn of the first of them.
+                own = [counts[each] for each in identities if each in counts]
+                if own and not any(each in earlier for each in identities):
+                    mailed += self._mail(person, mass, _Counts(*map(sum, zip(*own, strict=True))))
+            if turn or after is None:
+                return mailed, str(after or "")
+            cursor = after  # these entries are about recipients whose turn it was before
+
+    @staticmethod
+    def _counts(tally: Mapping[str, Mapping[State | None, int]], mass: MassAct) -> Mapping[str, _Counts]:
         """Return how many deliveries of each recipient the job has changed."""
-        found = self.actions.store.audit.tally(
-            actor_of(job.id, job.actor),
-            _DONE[mass.act],
-            job.created_at - _CLOCKS_DIFFER,
-            _RECIPIENTS,
-            after=after,
-            subjects=among,
-        )
         if mass.act is not Act.RELEASE:
-            return {recipient: _Counts(sum(states.values())) for recipient, states in found.items()}
+            return {recipient: _Counts(sum(states.values())) for recipient, states in tally.items()}
         return {
             recipient: _Counts(states.get(State.RELEASED, 0), states.get(State.RELEASING, 0))
-            for recipient, states in found.items()
+            for recipient, states in tally.items()
         }
 
     def _mail(self, person: str, mass: MassAct, counts: _Counts) -> Sequence[QueuedMail]:

@@ -167,3 +167,31 @@ def test_what_people_type_is_in_the_spelling_of_the_entries() -> None:
     assert subject_typed("") == ""
     assert person_typed("Bob@Example.org") == BOB
     assert person_typed("Root") == "Root"
+
+
+def test_what_an_actor_did_is_read_once_in_the_order_of_its_first_entries(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portal.stores.shared.audit._PAGE", 4)
+    at, other = now(), replace(BY_OPERATOR, via="cli/other")
+    for number, (actor, person) in enumerate(
+        [(BY_OPERATOR, "b"), (other, "x"), (BY_OPERATOR, "a"), (BY_OPERATOR, "b"), (BY_OPERATOR, "c")]
+        + [(BY_OPERATOR, "a")] * 9
+        + [(BY_OPERATOR, "d"), (BY_OPERATOR, "b")]
+    ):
+        held = hold(store, recipients=[f"{person}@example.org"])
+        delete(store, DeliveryId(held.id, 0), actor, at + timedelta(seconds=number))
+    acted = (BY_OPERATOR, EventKind.DELETED, at)
+    found, after = list[str](), None
+    for _ in range(9):
+        page, after = store.audit.acted_on(*acted, 2, after)
+        assert len(page) <= 2
+        found += page
+        if after is None:
+            break
+        known = {name[0] for name in store.audit.acted_before(*acted, [f"{n}@example.org" for n in "abcdx"], after)}
+        assert known == {name[0] for name in found}
+    assert [name[0] for name in found] == ["b", "a", "c", "d"] and after is None
+    tally = store.audit.tally(*acted, ["a@example.org", "d@example.org", "x@example.org"])
+    assert tally == {"a@example.org": {State.DELETED: 10}, "d@example.org": {State.DELETED: 1}}
+    assert store.audit.acted_on(BY_OPERATOR, EventKind.DELETED, at + timedelta(days=1), 9) == ([], None)

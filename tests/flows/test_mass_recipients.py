@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from datetime import timedelta
+from email import message_from_bytes
+from email.policy import default
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -251,10 +254,17 @@ def test_the_mail_counts_what_the_mail_server_has_accepted(
     site: Site, relay: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("portal.batches.mass_mail._RECIPIENTS", 1)
-    hold(site, 3)
     later = site.hold(recipients=(BOB,))
+    hold(site, 3)
     monkeypatch.setattr("portal.batches.mass_run.AT_ONCE", 1)  # the newest first
-    relay.script["BODY"] = ["451 4.3.0 later", "250 ok", "554 5.7.1 no", "451 4.3.0 later"]
+    releasing = type(site.store.deliveries).releasing
+
+    def one_after_the_other(*args: Any, **more: Any) -> Any:
+        site.now += timedelta(milliseconds=1)
+        return releasing(*args, **more)
+
+    monkeypatch.setattr(type(site.store.deliveries), "releasing", one_after_the_other)
+    relay.script["BODY"] = ["250 ok", "554 5.7.1 no", "451 4.3.0 later", "451 4.3.0 later"]
     job = choose(site, notify=True)
     site.now += MINUTE
     run(site, job)
@@ -266,6 +276,47 @@ def test_the_mail_counts_what_the_mail_server_has_accepted(
         site.parts.actions.retry(later.id, 0)
     assert site.state(later) is State.HELD
     assert mails_of(site, job) == [], "nothing was released to Bob"
+
+
+def test_the_mail_does_not_say_released_before_the_mail_server_accepted_anything(site: Site, relay: SmtpServer) -> None:
+    hold(site, 2)
+    relay.script["BODY"] = ["451 4.3.0 later"] * 2
+    job = choose(site, notify=True)
+    site.now += MINUTE
+    run(site, job)
+    assert {each.state for each in site.store.deliveries.matching(Reader(ALICE), FOUND, 9).deliveries} == {
+        State.RELEASING
+    }
+    with site.store.outbox.sending(site.now) as queued:
+        assert queued is not None
+        mail = message_from_bytes(queued.mail, policy=default)
+    assert mail["Subject"] == "Held messages are on their way to you"
+    text = " ".join(mail.get_content().split())
+    assert "The mail server has not accepted them yet." in text and "Still being delivered: 2." in text
+    assert "Number of messages" not in text
+
+
+def test_the_mails_of_a_job_read_each_entry_of_the_audit_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.batches.mass_mail._RECIPIENTS", 2)
+    monkeypatch.setattr("portal.stores.shared.audit._PAGE", 3)
+    people = [f"p{n}@example.org" for n in range(5)]
+    for number in range(15):
+        site.hold(recipients=(people[number % 5] if number > 4 else people[0],))
+    read: list[UUID | None] = []
+    acted_on = type(site.store.audit).acted_on
+
+    def counted(*args: Any, **more: Any) -> Any:
+        found, after = acted_on(*args, **more)
+        read.append(after)
+        return found, after
+
+    monkeypatch.setattr(type(site.store.audit), "acted_on", counted)
+    job = choose(site, Act.DELETE, notify=True)
+    site.now += MINUTE
+    mails = mails_of(site, job)
+    assert [to for to, _ in mails] == people, "each once"
+    assert sum(int(re.findall(r"Number of messages: (\d)", text)[0]) for _, text in mails) == 15
+    assert read[-1] is None and len({*read}) == len(read) <= 8, "each call goes on where the last one ended"
 
 
 @pytest.mark.parametrize(

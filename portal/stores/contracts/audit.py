@@ -31,21 +31,29 @@ class Audit(ABC):
         """Return the names of the methods with which a person has signed in, as long as the audit is kept."""
 
     @abstractmethod
-    def tally(
-        self,
-        actor: Actor,
-        act: str,
-        since: datetime,
-        limit: int,
-        *,
-        after: str = "",
-        subjects: Collection[str] | None = None,
-    ) -> Mapping[str, Mapping[State | None, int]]:
-        """Return to how many deliveries of each subject an actor did something since a time, by their state now.
+    def acted_on(
+        self, actor: Actor, act: str, since: datetime, limit: int, after: UUID | None = None
+    ) -> tuple[Sequence[str], UUID | None]:
+        """Return the next subjects to whom an actor did something since a time, each once, and a cursor; None: nobody
+        follows.
 
-        At most ``limit`` subjects, sorted, beginning after the subject ``after``, or only these ``subjects``. The way
-        of the actor (`Actor.via`) must be the same. Deliveries that were removed have the state None.
+        ``after``: such a cursor, None to begin. ``limit``: of subjects; there may be less. A subject is returned where
+        its first entry is, so that all calls together read each entry once. The way of the actor (`Actor.via`) must be
+        the same.
         """
+
+    @abstractmethod
+    def acted_before(
+        self, actor: Actor, act: str, since: datetime, subjects: Collection[str], until: UUID
+    ) -> Collection[str]:
+        """Return those of these subjects that `acted_on` returns with this cursor or an earlier one."""
+
+    @abstractmethod
+    def tally(
+        self, actor: Actor, act: str, since: datetime, subjects: Collection[str]
+    ) -> Mapping[str, Mapping[State | None, int]]:
+        """Return to how many deliveries of each of these subjects an actor did something since a time, by their state
+        now. Deliveries that were removed have the state None."""
 
     @abstractmethod
     def expire(self, before: datetime) -> int:

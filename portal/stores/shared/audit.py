@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -21,8 +22,12 @@ _INSERT = (
     " values (:id, :at, :act, :who, :via, :address, :subject, :message_id, :number, :detail, :domain)"
     " on conflict (id) do nothing"
 )
+_SUBJECTS = 100  # in one statement
+_PAGE = 2_000  # entries read at a time
 _BATCH = 500  # rows that one transaction may delete, so that ingest can run in between
 _KINDS = (ActorKind.OPERATOR, ActorKind.RECIPIENT)
+# Of the entries of a subject, not by the index of actors: an actor of a large job has more of them.
+_ACTED = "from audit where actor || '' = :who and via = :via and id >= :since_id and act || '' = :act"
 
 
 class SqlAudit(Audit):
@@ -58,33 +63,55 @@ class SqlAudit(Audit):
         with self._engine.reading() as session:
             return [via for (via,) in session.many(select, person=person, act=str(Act.SIGNED_IN))]
 
+    def acted_on(
+        self, actor: Actor, act: str, since: datetime, limit: int, after: UUID | None = None
+    ) -> tuple[Sequence[str], UUID | None]:
+        begin = first_id(since) if after is None else after
+        values = {"who": actor.who, "via": actor.via, "act": act, "begin_id": begin}
+        with self._engine.reading() as session:
+            rows = session.many(
+                "select id, subject from audit where actor = :who and via = :via and act = :act"
+                f" and id {'>=' if after is None else '>'} :begin_id order by id limit :limit",
+                **values,
+                limit=_PAGE,
+            )
+        found: dict[str, UUID] = {}
+        for id, subject in rows:
+            if subject not in found and len(found) == limit:
+                break
+            found.setdefault(subject, id)
+            last = id
+        else:
+            last = rows[-1][0] if len(rows) == _PAGE else None
+        known = self.acted_before(actor, act, since, found, after) if after is not None else ()
+        return [subject for subject in found if subject not in known], last
+
+    def acted_before(
+        self, actor: Actor, act: str, since: datetime, subjects: Collection[str], until: UUID
+    ) -> Collection[str]:
+        # One look for each subject: with each page, those with many entries would be read to the end otherwise.
+        names, found = iter(subjects), set[str]()
+        values = {**_acted(actor, act, since), "until_id": until}
+        while part := {f"subject{number}": name for number, name in enumerate(islice(names, _SUBJECTS))}:
+            looks = (
+                f"select * from (select subject {_ACTED} and subject = :{each} and id <= :until_id limit 1) as {each}"
+                for each in part
+            )
+            with self._engine.reading() as session:
+                found |= {subject for (subject,) in session.many(" union all ".join(looks), **part, **values)}
+        return found
+
     def tally(
-        self,
-        actor: Actor,
-        act: str,
-        since: datetime,
-        limit: int,
-        *,
-        after: str = "",
-        subjects: Collection[str] | None = None,
+        self, actor: Actor, act: str, since: datetime, subjects: Collection[str]
     ) -> Mapping[str, Mapping[State | None, int]]:
-        acts = "from audit where actor = :who and via = :via and id >= :since_id and act = :act"
-        among = f"in (select distinct subject {acts} and subject > :after order by subject limit :limit)"
-        if subjects is not None:
-            among = "in :subjects"
         with self._engine.reading() as session:
             rows = session.many(
                 "select a.subject, d.state, count(*)"
-                f" from (select distinct subject, message_id, number {acts} and subject {among}) a"
+                f" from (select distinct subject, message_id, number {_ACTED} and subject in :subjects) a"
                 " left join delivery d on d.message_id = a.message_id and d.number = a.number"
                 " group by a.subject, d.state order by a.subject",
-                actor,
-                who=actor.who,
-                act=act,
-                since_id=first_id(since),
-                after=after,
-                subjects=list(subjects or ()),
-                limit=limit,
+                **_acted(actor, act, since),
+                subjects=list(subjects),
             )
         found: dict[str, dict[State | None, int]] = {}
         for subject, state, count in rows:
@@ -109,6 +136,11 @@ class SqlAudit(Audit):
                 f"{_SELECT} where id > :after_id order by id limit :limit", after_id=after or UUID(int=0), limit=limit
             )
         return [_entry(row) for row in rows]
+
+
+def _acted(actor: Actor, act: str, since: datetime) -> dict[str, Any]:
+    """Return the parameters of `_ACTED`."""
+    return {"who": actor.who, "via": actor.via, "act": act, "since_id": first_id(since)}
 
 
 def record(session: Session, entries: Sequence[AuditEntry]) -> None:
