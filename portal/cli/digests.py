@@ -1,16 +1,28 @@
-"""The commands ``quarantine digests …``: stop, resume and set the digests of many recipients."""
+"""The commands ``quarantine digests …``: stop, resume, set, list and export the digests of many recipients."""
 
 from __future__ import annotations
 
+import csv
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from portal.assemble import Parts
-from portal.cli.common import NotDone, WrongCall, current_operator, guarded, open_parts
+from portal.cli.common import (
+    Lines,
+    NotDone,
+    WrongCall,
+    add_row,
+    current_operator,
+    guarded,
+    json_text,
+    new_table,
+    open_parts,
+    print_table,
+)
 from portal.cli.options import FILLED, FILLED_PATH
 from portal.model.domains import shown_address
 from portal.model.errors import BadList
@@ -45,7 +57,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def digests() -> None:
-    """Stop, resume and set the digests of recipients.
+    """Stop, resume and set the digests of recipients, or list them.
 
     If one address or value is wrong, nothing is changed. `quarantine recipient` shows the digests of one recipient.
     """
@@ -92,7 +104,54 @@ def set_(
     _change_all(DigestAct.SET, addresses, values=values, **more)
 
 
+@digests.command("list")
+@click.option("--domain", "host", type=FILLED, help="Only the people of this domain.")
+@click.option("--stopped", is_flag=True, help="Only people whose digests are stopped.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@guarded
+def list_(host: str | None, stopped: bool, as_json: bool) -> None:
+    """List all people for whom something is stored, with what they or staff chose. "default" is the value of the
+    domain."""
+    table = new_table("recipient", "days", "at", "zone", "language", "notices", "stopped (UTC)")
+    with open_parts() as parts:
+        for person in recipient_lists.people(parts.recipients, _hosts(parts, host), stopped=stopped):
+            values, notices, at = recipient_lists.chosen(person), person.preferences.notices, person.stopped_at
+            if as_json:
+                json = {"recipient": person.recipient, **values, "notices": notices}
+                click.echo(json_text({**json, "stopped_at": at.isoformat() if at else None}))
+                continue
+            shown_notices = "default" if notices is None else "on" if notices else "off"
+            shown_at = f"{at:%Y-%m-%d %H:%M}" if at else ""
+            add_row(table, shown_address(person.recipient), *values.values(), shown_notices, shown_at)
+    if not as_json:
+        print_table(table)
+
+
+@digests.command()
+@click.option("--domain", "host", type=FILLED, help="Only the people of this domain.")
+@click.option("--stopped", is_flag=True, help="Only the addresses of people whose digests are stopped.")
+@guarded
+def export(host: str | None, stopped: bool) -> None:
+    """Write all people for whom something is stored, and their preferences, as CSV to standard output.
+
+    `quarantine digests set --from-file` takes the file back. With --stopped, `stop` and `resume` take it.
+    """
+    with open_parts() as parts:
+        hosts = _hosts(parts, host)
+        now, name = parts.actions.now(), domain(host or "")
+        parts.store.audit.record(recipient_lists.export_entry(now, current_operator(), name, stopped=stopped))
+        found = recipient_lists.people(parts.recipients, hosts, stopped=stopped)
+        csv.writer(Lines()).writerows(recipient_lists.written(found, stopped=stopped))
+
+
 COMMANDS = (digests,)
+
+
+def _hosts(parts: Parts, host: str | None) -> Collection[str] | None:
+    """Return the domain that was given. Raises WrongCall."""
+    if host is not None and not parts.domains.is_local(domain(host)):
+        raise WrongCall(f"{shown_address(host)} is not a domain of local_domains.")
+    return None if host is None else {domain(host)}
 
 
 def _change_all(

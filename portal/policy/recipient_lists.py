@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from portal.model.audit import Act, AuditEntry
 from portal.model.errors import BadList, BadPreference, UnknownRecipient
+from portal.model.message import Actor, domain
 from portal.model.schedule import NO_PREFERENCES, typed_preferences
-from portal.model.tables import unquoted
+from portal.model.tables import cell, unquoted
 from portal.model.text import N_
 from portal.policy.recipients import DigestAct, Recipients, after
 from portal.stores.records import Person
@@ -114,6 +116,54 @@ def of_domain(recipients: Recipients, host: str, limit: int) -> list[Line]:
     if len(found) > limit:
         raise BadList(0, TOO_LONG)
     return [Line(0, each) for each in found if recipients.people.is_person(each)]
+
+
+def people(recipients: Recipients, hosts: Collection[str] | None, *, stopped: bool = False) -> Iterator[Person]:
+    """Yield the people of some local domains (None: of all) for whom something is stored, by address.
+
+    ``stopped``: only those whose digests are stopped. Shared mailboxes are left out. Raises StoreUnavailable.
+    """
+    store, names = recipients.store.recipients, [""]
+    while names:
+        names = [*store.names("", hosts, _AT_ONCE, names[-1])]
+        for each in store.known([name for name in names if recipients.people.is_person(name)]):
+            if recipients.domains.is_local(domain(each.recipient)) and (each.stopped_at or not stopped):
+                yield each
+
+
+def chosen(person: Person) -> dict[str, str]:
+    """Return the preferences of a person by column, as `read` takes them back.
+
+    A value that is not valid any more, like a time zone that was removed, is `DEFAULT`, since that applies.
+    """
+    preferences = person.preferences
+    at = ",".join(f"{each:%H:%M}" for each in preferences.at or ())
+    texts = {"days": preferences.schedule, "at": at, "zone": preferences.timezone, "language": preferences.language}
+    return {name: text if text and _is_valid(name, text) else DEFAULT for name, text in texts.items()}
+
+
+def written(people: Iterable[Person], *, stopped: bool) -> Iterator[list[str]]:
+    """Yield the rows of a list as CSV: the columns, and the preferences of each person, or only the address.
+
+    ``stopped``: only addresses, since `stop` and `resume` take no other columns.
+    """
+    yield ["address", *(() if stopped else COLUMNS)]
+    for each in people:
+        yield [cell(text) for text in (each.recipient, *(() if stopped else chosen(each).values()))]
+
+
+def export_entry(now: datetime, actor: Actor, host: str, *, stopped: bool) -> AuditEntry:
+    """Return the entry of the audit about a list that leaves the portal. ``host``: its domain, "" for several."""
+    detail = "addresses of people whose digests are stopped" if stopped else "preferences of recipients"
+    return AuditEntry.new(now, Act.EXPORTED, actor, host, detail)
+
+
+def _is_valid(name: str, text: str) -> bool:
+    try:
+        typed_preferences(NO_PREFERENCES, {COLUMNS[name]: text})
+    except BadPreference:
+        return False
+    return True
 
 
 def check(

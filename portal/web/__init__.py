@@ -270,6 +270,11 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
             "/admin/recipients/list",
             console.route(Permission.MANAGE_RECIPIENTS, many.act, "/admin/recipients/list"),
         ),
+        (
+            "POST",
+            "/admin/recipients/list/export",
+            console.route(Permission.MANAGE_RECIPIENTS, many.export, "/admin/recipients/list"),
+        ),
         ("GET", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.show)),
         ("POST", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.forget)),
         ("GET", "/admin/domains", console.route(Permission.READ_AUDIT, domains.show)),

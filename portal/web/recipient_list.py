@@ -6,6 +6,8 @@ in between: the second form has the list as well, and it is checked again.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from portal.model.domains import shown_address
 from portal.model.errors import BadList, BadPreference
 from portal.model.message import domain
 from portal.model.schedule import NO_PREFERENCES, Schedule, typed_preferences
+from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, TAGS, shown
 from portal.policy import recipient_lists
 from portal.policy.recipient_lists import COLUMNS, DEFAULT, NO_VALUE, Checked, Line
@@ -97,6 +100,29 @@ class RecipientListPages:
             if request.form("confirm"):
                 changed = self._parts.recipients.change(form.act, checked.changes, staff.actor, now, form.reason)
         return self._page(request, staff, form, checked=checked, changed=changed)
+
+    def export(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """POST /admin/recipients/list/export: people and their preferences as CSV, which the audit records."""
+        self._console.check_fresh(request, staff, PATH)
+        host, stopped = domain(request.form("domain").strip()), request.form("stopped") != ""
+        if host and not self._may_manage(staff, host):
+            return self._console.forbidden(request)
+        reach = self._parts.staff.reach(staff.member, Permission.MANAGE_RECIPIENTS)
+        hosts = {host} if host else None if EVERYWHERE in reach else reach
+        with self._pages.searching():
+            people = recipient_lists.people(self._parts.recipients, hosts, stopped=stopped)
+            found = list(islice(people, _MAX_LINES + 1))
+        if len(found) > _MAX_LINES:
+            return self._page(request, staff, None, 400, error=recipient_lists.TOO_LONG)
+        entry = recipient_lists.export_entry(self._pages.now(), staff.actor, host, stopped=stopped)
+        self._parts.store.audit.record(entry)
+        text = io.StringIO()
+        csv.writer(text).writerows(recipient_lists.written(found, stopped=stopped))
+        headers = {
+            "Content-Type": "text/csv; charset=utf-8",
+            "Content-Disposition": 'attachment; filename="recipients.csv"',
+        }
+        return HTTPResponse(text.getvalue().encode(), 200, headers)
 
     def _lines(self, form: _Form) -> list[Line]:
         """Return the recipients that are meant. Raises BadList."""

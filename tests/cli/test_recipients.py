@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 
 import pytest
@@ -207,6 +207,57 @@ def test_digests_are_stopped_for_the_people_of_a_domain(run: Run, store: Store) 
     hold(store, recipients=(ALICE, SALES, "info@example.org", "jo@sub.example.org"))
     assert run("digests", "stop", "--domain", "Example.org").output == f"{ALICE}: changed\n"
     assert store.recipients.get(ALICE).stopped_at and not store.recipients.get("info@example.org").stopped_at
+
+
+def test_preferences_are_exported_as_set_takes_them_back(run: Run, store: Store, tmp_path: Path) -> None:
+    formula = "=1+1@example.org"
+    hold(store, recipients=(ALICE, SALES, BOB, formula, "info@example.org", "jo@elsewhere.example"))
+    chosen = Preferences("weekdays", (time(7), time(16, 30)), "Asia/Tokyo")
+    store.recipients.set_preferences(ALICE, chosen)
+    store.recipients.set_preferences(BOB, Preferences("never", None, "Mars/North", "fr", notices=True))
+    store.recipients.set_digests_stopped(BOB, datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
+    exported = run("digests", "export", "--domain", "Example.org").output
+    assert exported.splitlines() == [
+        "address,days,at,zone,language",
+        "'=1+1@example.org,default,default,default,default",
+        f'{ALICE},weekdays,"07:00,16:30",Asia/Tokyo,default',
+        f"{BOB},default,default,default,fr",
+    ]
+    file = tmp_path / "people.csv"
+    file.write_text(exported)
+    assert run("digests", "set", ALICE, "--days", "monday", "--language", "cs").exit_code == 0
+    done = run("digests", "set", "--from-file", str(file), "--reason", "as before")
+    assert (done.exit_code, f"{ALICE}: changed" in done.output) == (0, True), done.output
+    assert store.recipients.get(ALICE).preferences == chosen
+    assert store.recipients.get(BOB).preferences == Preferences(None, None, None, "fr", notices=True)
+    stopped = run("digests", "export", "--stopped").output
+    assert stopped.splitlines() == ["address", BOB]
+    file.write_text(stopped)
+    assert run("digests", "resume", "--from-file", str(file)).output == f"{BOB}: changed\n"
+    entries = [each for each in store.audit.list(AuditFilter(), 99) if each.act == "exported"]
+    assert [(each.actor.name, each.domain, each.detail) for each in reversed(entries)] == [
+        ("carol", "example.org", "preferences of recipients"),
+        ("carol", "", "addresses of people whose digests are stopped"),
+    ]
+    assert run("digests", "export", "--domain", "elsewhere.example").exit_code == 2
+
+
+def test_the_people_of_a_domain_are_listed_with_their_choices(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portal.policy.recipient_lists._AT_ONCE", 1)
+    hold(store, recipients=(ALICE, BOB, "info@example.org"))
+    store.recipients.set_preferences(ALICE, Preferences(language="fr", notices=True))
+    store.recipients.set_digests_stopped(BOB, datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
+    header, *rows = [line.split() for line in run("digests", "list", "--domain", "example.org").output.splitlines()]
+    assert header == ["recipient", "days", "at", "zone", "language", "notices", "stopped", "(UTC)"]
+    assert rows == [
+        [ALICE, "default", "default", "default", "fr", "on"],
+        [BOB, "default", "default", "default", "default", "default", "2026-01-02", "03:04"],
+    ]
+    [line] = run("digests", "list", "--stopped", "--json").output.splitlines()
+    found = json.loads(line)
+    assert (found["recipient"], found["stopped_at"]) == (BOB, "2026-01-02T03:04:00+00:00")
 
 
 def test_preferences_are_set_from_a_table(run: Run, store: Store, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ quarantine rules add block bad.example --domain old.example
 quarantine rules add block bad.example --domain left.example
 quarantine domains set left.example language fr
 quarantine digests stop bob@old.example
+quarantine digests set alice@old.example --days weekdays
 quarantine staff add alice@old.example auditor
 """
 

@@ -673,6 +673,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/admin/recipients/"): (303, 404, 404),
     ("GET", "/admin/recipients/list"): (303, 404, 404),
     ("POST", "/admin/recipients/list"): (303, 404, 404),
+    ("POST", "/admin/recipients/list/export"): (303, 404, 404),
     ("GET", "/admin/recipients/forget"): (303, 404, 404),
     ("POST", "/admin/recipients/forget"): (303, 404, 404),
     ("GET", "/admin/domains"): (303, 404, 404),

@@ -63,6 +63,7 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "/admin/recipients/"): (303, 404, 400, 400, 403, 400, 403),
     ("GET", "/admin/recipients/list"): (303, 404, 200, 200, 200, 403, 403),
     ("POST", "/admin/recipients/list"): (303, 404, 400, 400, 403, 403, 403),
+    ("POST", "/admin/recipients/list/export"): (303, 404, 200, 200, 403, 403, 403),
     ("GET", "/admin/recipients/forget"): (303, 404, 303, 303, 303, 403, 403),
     ("POST", "/admin/recipients/forget"): (303, 404, 303, 303, 403, 403, 403),
     ("GET", "/admin/domains"): (303, 404, 200, 200, 200, 403, 200),

@@ -168,8 +168,9 @@ class Recipients(ABC):
         """Return those of these recipients for whom there is anything, by one query."""
 
     @abstractmethod
-    def names(self, part: str, domains: Collection[str] | None, limit: int) -> Sequence[str]:
-        """Return identities that contain a text, in order, of all domains (None) or only of these."""
+    def names(self, part: str, domains: Collection[str] | None, limit: int, after: str = "") -> Sequence[str]:
+        """Return identities that contain a text, in order, of all domains (None) or only of these, beginning after the
+        identity ``after``."""
 
     @abstractmethod
     def contacts(self, recipient: str, now: datetime) -> tuple[Person, Contacts]:

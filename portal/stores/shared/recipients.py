@@ -61,7 +61,7 @@ class SqlRecipients(Recipients):
     def known(self, recipients: Sequence[str]) -> Sequence[Person]:
         return self._people("where recipient in :names", names=list(recipients)) if recipients else []
 
-    def names(self, part: str, domains: Collection[str] | None, limit: int) -> Sequence[str]:
+    def names(self, part: str, domains: Collection[str] | None, limit: int, after: str = "") -> Sequence[str]:
         values = {"part": f"%{_literal(part)}%"}
         of_domains = ""
         if domains is not None:
@@ -69,11 +69,11 @@ class SqlRecipients(Recipients):
             likes = (f"recipient like :{name} escape '!'" for name in values if name != "part")
             of_domains = f" and ({' or '.join(likes) or '1 = 0'})"
         select = (
-            f"select recipient from recipient where recipient like :part escape '!' and recipient like '_%'{of_domains}"
+            f"select recipient from recipient where recipient > :after and recipient like :part escape '!'{of_domains}"
             " order by recipient limit :limit"
         )
         with self._engine.reading() as session:
-            return [name for (name,) in session.many(select, **values, limit=limit)]
+            return [name for (name,) in session.many(select, **values, after=after, limit=limit)]
 
     def contacts(self, recipient: str, now: datetime) -> tuple[Person, Contacts]:
         with self._engine.reading() as session:
