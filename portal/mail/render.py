@@ -35,6 +35,7 @@ from jinja2 import (
     UndefinedError,
     meta,
 )
+from markupsafe import Markup
 
 from portal import __version__, shipped
 from portal.mail import languages
@@ -97,6 +98,9 @@ _POLICY = SMTP.clone(max_line_length=76, header_factory=_HEADERS)
 _PLAIN_LOCAL = re.compile(r"""[^\s()<>@,;:\\"\[\].]+(\.[^\s()<>@,;:\\"\[\].]+)*|"([^"\\]|\\.)*\"""")
 
 
+# Outlook for Windows breaks no words, and widens a table for them. A comment for it alone has a space without width.
+_LONG_WORD = re.compile(r"([^\s\u2e80-\uffff]{32})(?=[^\s\u2e80-\uffff])")
+_BREAK = Markup("<!--[if mso]>&#8203;<![endif]-->")
 _UTC = ZoneInfo("UTC")
 
 
@@ -167,6 +171,7 @@ class Render:
         # `_(sender)` printed the sender's own tags, and failed at a percent sign.
         environment.install_gettext_callables(language.gettext, language.ngettext, newstyle=False)  # type: ignore[attr-defined]
         environment.filters["shown"] = shown
+        environment.filters["breakable"] = _breakable
         environment.filters["shown_address"] = shown_address
         environment.filters["number"] = language.number
         environment.filters["percent"] = language.percent
@@ -310,6 +315,11 @@ def site_problems(site_folder: Path) -> list[tuple[str, str]]:
                 (name, f"uses unknown values ({', '.join(sorted(unknown))}): the shipped one may be used instead")
             )
     return found
+
+
+def _breakable(text: str) -> Markup:
+    """Return HTML of a text in which Outlook for Windows can break words of more than 32 characters."""
+    return _BREAK.join(_LONG_WORD.sub("\\1\0", text).split("\0"))
 
 
 def _describe(error: Exception, folder: Path) -> str:

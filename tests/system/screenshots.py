@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from portal.settings import load_from
 from tests.builders import ALICE
 from tests.system import gallery
 from tests.system.conftest import CHROMIUM
-from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
+from tests.system.local_site import LocalSite, local_site, part, read_mail, sign_in
+from tests.system.mail_programs import show_in_word, show_without_sheets
 from tests.system.samples import hold_samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +58,8 @@ def main(folder: Path) -> None:
                     with page_of(browser, width, scheme) as page:
                         read_mail(page, mail)
                         save(page, folder / f"digest-{language}-{name}.png")
+                if language == "en":
+                    take_few_styles(browser, mail, folder)
         take_tutorial(browser, folder)
         with tempfile.TemporaryDirectory() as parts:
             for language in gallery.LANGUAGES:
@@ -65,6 +69,14 @@ def main(folder: Path) -> None:
         browser.close()
     if folder == ROOT / "docs/images":
         gallery.describe(ROOT / "docs/pictures.md")
+
+
+def take_few_styles(browser: Browser, mail: EmailMessage, folder: Path) -> None:
+    """Take the digest in mail programs that know few styles."""
+    for name, show, width in (("word", show_in_word, DESKTOP), ("no-sheets", show_without_sheets, PHONE)):
+        with page_of(browser, width, "light") as page:
+            show(page, part(mail, "html"))
+            save(page, folder / f"digest-en-{name}.png")
 
 
 def take_tutorial(browser: Browser, folder: Path) -> None:
