@@ -74,6 +74,11 @@ _AROUND_A_URL = "".join(map(chr, range(33)))
 # Markup as nh3 writes it: all attributes are quoted, and quotes and angle brackets in them are escaped.
 _LINK = re.compile(r'<a((?: [a-z]+="[^"]*")*)>|</a>')
 _HREF = re.compile(r' href="([^"]*)"')
+_IMG = re.compile(r'<img((?: [a-z]+="[^"]*")*)>')
+_VALUE = re.compile(r' ([a-z]+)="([^"]*)"')
+_LENGTH = re.compile(r"([0-9]{1,4})(?:px)?|[0-9]{1,3}%")
+_TINY = 4  # pixels: a smaller picture counts who reads the message, or is a space
+_BOX_HEIGHT = 120  # pixels at most of the box in place of a picture
 
 
 def formatted(receive: Callable[[int], bytes], seconds: Callable[[], float], until: float) -> dict[str, Any]:
@@ -133,7 +138,7 @@ class _Cleaner:
             filter_style_properties=set(_STYLES),
             link_rel="noopener noreferrer nofollow",
         )
-        return _with_hosts(cleaned)
+        return _with_hosts(_IMG.sub(_shown, cleaned))
 
     def _attribute(self, tag: str, name: str, value: str) -> str | None:
         if name == "src":
@@ -178,6 +183,30 @@ def _host_of(url: str) -> str:
     match = _URL.match(url)
     host = to_ascii(match[1]) if match else ""
     return host if _HOST.fullmatch(host) else ""
+
+
+def _shown(picture: re.Match[str]) -> str:
+    """Return an `<img>` with a source as it is, and in place of others, which would look broken, a box with their text.
+
+    Nothing is left of the tiny ones. The box is as wide as the picture would be; only numbers get into its style.
+    """
+    values = dict(_VALUE.findall(picture[1]))
+    if "src" in values:
+        return picture[0]
+    lengths = {name: _LENGTH.fullmatch(values.get(name, "").strip()) for name in ("width", "height")}
+    pixels = [int(length[1]) for length in lengths.values() if length and length[1]]
+    if pixels and min(pixels) < _TINY:
+        return ""
+    style = ""
+    if width := lengths["width"]:
+        style = f"width:{width[1]}px" if width[1] else f"width:{width[0]}"
+    if (height := lengths["height"]) and height[1]:
+        style += f";min-height:{min(int(height[1]), _BOX_HEIGHT)}px"
+    text = html.escape(html.unescape(values.get("alt", "")).strip())
+    if not text and not style:
+        return ""
+    named = f'role="img" aria-label="{text}"' if text else 'aria-hidden="true"'
+    return f'<span class="picture" {named} style="{style.lstrip(";")}">{text}</span>'
 
 
 def _with_hosts(cleaned: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from email.message import EmailMessage
@@ -52,7 +53,7 @@ def test_hostile_html_is_left_with_nothing_that_runs_or_loads(payload: str) -> N
         if (tag, name) == ("a", "href"):
             assert value.startswith(("http://", "https://"))
         elif (tag, name) == ("span", "class"):
-            assert value == "host"
+            assert value in ("host", "picture")
         else:
             assert not name.startswith("on") and name not in ("src", "srcset", "background", "id", "name"), (tag, name)
             assert "url(" not in value and "evil" not in value and "position" not in value, (name, value)
@@ -83,6 +84,32 @@ def test_pictures_beyond_the_limit_are_not_kept() -> None:
 def test_pictures_from_the_internet_are_counted() -> None:
     found = made('<img src="http://x/1"><img src=" HTTPS://x/2"><img src="//x/3"><img src="cid:a"><img src="data:,x">')
     assert found["remote"] == 3 and "src" not in found["html"]
+
+
+@pytest.mark.parametrize(
+    ("picture", "left"),
+    [
+        ('<img src="http://x/1" alt="Spade &amp; &quot;fork&quot;">', ('Spade & "fork"', "")),
+        ('<img src="http://x/1" width="600" height=80 alt=Spade>', ("Spade", "width:600px;min-height:80px")),
+        ('<img src="http://x/1" width="100%" height=2000>', ("", "width:100%;min-height:120px")),
+        ('<img src="cid:missing" alt="Logo" style="width:9px">', ("Logo", "")),
+        ('<img src="http://x/1" width="1;position:fixed" height="9)" alt="<b>x</b>">', ("<b>x</b>", "")),
+        ('<img src="http://x/1" alt="">', None),
+        ('<img src="http://x/1" width=1 height=1 alt="read">', None),
+        ('<img src="http://x/1" width=600 height="1px">', None),
+    ],
+)
+def test_a_picture_that_is_not_shown_is_a_box_with_its_alternative_text(
+    picture: str, left: tuple[str, str] | None
+) -> None:
+    markup = made(f"<p>{picture}</p>")["html"]
+    found = Found(markup)
+    assert "img" not in found.tags
+    boxes = [value for tag, name, value in found.values if (tag, name) == ("span", "style")]
+    assert boxes == ([left[1]] if left else [])
+    assert html.unescape(re.sub("<[^>]*>", "", markup)).strip() == (left[0] if left else "")
+    labels = [value for _, name, value in found.values if name == "aria-label"]
+    assert labels == ([left[0]] if left and left[0] else [])
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,12 @@ _VIEWS: list[tuple[str, str, int, Any]] = [
     ("390, Japanese", "ja", 390, "light"),
     ("1280", "en", 1280, "light"),
 ]
-_HTML = b"""Content-Type: text/html; charset=utf-8\r\n\r\n<h1>Weekly offers</h1><p>Everything for the garden.
-<a href="https://offers.example/garden">See all offers</a></p><img src="https://offers.example/spade.png" alt="Spade">
+_HTML = b"""Content-Type: text/html; charset=utf-8\r\n\r\n<img src="https://offers.example/head.png" alt="Offers Weekly"
+width="600" height="90"><h1>Weekly offers</h1><p>Everything for the garden. <a href="https://offers.example/garden">See
+all offers</a></p><table><tr><td><img src="https://offers.example/spade.png" alt="Spade" width="140" height="100"></td>
+<td><b>Spade</b><br>24.90<br><a href="https://offers.example/1"><img src="https://offers.example/buy.png" alt="Buy now">
+</a></td></tr><tr><td><img src="https://offers.example/fork.png" width="140" height="100"></td><td><b>Fork</b><br>19.90
+</td></tr></table><img src="https://offers.example/seen.gif" alt="" width="1" height="1">
 <script>document.title = "released"</script>"""
 
 

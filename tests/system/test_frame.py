@@ -90,6 +90,8 @@ def reader(site: LocalSite, browser: Browser, **more: Any) -> Iterator[Page]:
 def test_pictures_and_links_in_the_portal(site: LocalSite, browser: Browser, outside: Listener) -> None:
     html = (
         f'<p style="position:fixed;inset:0;background:red">Autumn</p><img src="cid:a"><img src="http://{outside.host}/x">'
+        f'<img src="http://{outside.host}/y" alt="Spade" width=200>'
+        f'<img src="http://{outside.host}/1" width=1 height=1>'
         f'<a href="http://{outside.host}/link">https://bank.example</a>'
     )
     data = b"Content-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n" + html.encode()
@@ -100,10 +102,14 @@ def test_pictures_and_links_in_the_portal(site: LocalSite, browser: Browser, out
         page.on("console", lambda message: errors.append(message.text))
         page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/formatted")
         inside = page.frame_locator("iframe")
-        inside.get_by_text("1 picture from the Internet is not shown.").wait_for()
+        inside.get_by_text("3 pictures from the Internet are not shown.").wait_for()
         assert inside.locator("img[src^='data:image/png']").count() == 1
         document = page.frames[1]
         assert document.evaluate("document.querySelector('img').naturalWidth") == 1
+        assert document.evaluate("document.images.length") == 1, "browsers show pictures without a source as broken"
+        spade = "document.querySelector('.picture[aria-label=Spade]').getBoundingClientRect()"
+        width, height = document.evaluate(f"[{spade}.width, {spade}.height]")
+        assert width == 200 and 24 <= height <= 60
         assert document.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert document.evaluate("getComputedStyle(document.querySelector('p.notice + div p')).position") == "static"
         assert "https://bank.example [127.0.0.1]" in inside.locator(".mail").inner_text()
