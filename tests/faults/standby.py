@@ -143,8 +143,8 @@ def _programs() -> Path:
     return Path(utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION])
 
 
-def program(name: str, *words: object) -> None:
-    """Run a program of PostgreSQL."""
+def program(name: str, *words: object, seconds: float = PATIENCE_SECONDS) -> None:
+    """Run a program of PostgreSQL, with a limit of time. Raises subprocess.SubprocessError."""
     as_user: dict[str, Any] = {"user": "pgserver"} if os.geteuid() == 0 else {}
     done = subprocess.run(
         [str(_programs() / name), *map(str, words)],
@@ -152,7 +152,7 @@ def program(name: str, *words: object) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE if name != "pg_ctl" else subprocess.DEVNULL,  # a server would keep the pipe
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=seconds,
         **as_user,
     )
     done.check_returncode()

@@ -208,8 +208,9 @@ def test_the_image_runs_without_rights_and_writes_only_its_data(layout: Path, tm
 def test_the_containerfile_makes_the_same_image() -> None:
     last_stage = (DEPLOY / "container/Containerfile").read_text().rpartition("\nFROM ")[2]
     text = last_stage.replace(" QUARANTINE_SOCKET=", "\nENV QUARANTINE_SOCKET=")
-    said = re.findall(r"^(USER|WORKDIR|VOLUME|ENV|EXPOSE|CMD) (.*)$", text, re.MULTILINE)
+    said = re.findall(r"^(USER|WORKDIR|VOLUME|ENV|EXPOSE|STOPSIGNAL|CMD) (.*)$", text, re.MULTILINE)
     names = {"user": "USER", "workingdir": "WORKDIR", "volume": "VOLUME", "env": "ENV", "exposedports": "EXPOSE"}
+    names["stopsignal"] = "STOPSIGNAL"
     expected = [(names[key], value) for key in names for value in image.CONTAINER[key]]
     assert sorted(said) == sorted([*expected, ("CMD", json.dumps(image.CONTAINER["cmd"]))])
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
+import socket
 import stat
 import threading
 import time
@@ -101,6 +103,34 @@ def test_a_worker_records_what_it_counted_when_it_ends(start: Start, sent: signa
         time.sleep(0.1)
     assert len(counted) == 2
     store.close()
+
+
+@pytest.mark.slow
+def test_a_stop_by_systemd_answers_the_requests_that_run(start: Start) -> None:
+    home = start("--pidfile", "pid", "--socket-timeout", "30", QUARANTINE_SOCKET="socket")
+    post = HEALTH | {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/quarantine/",
+        "CONTENT_TYPE": "message/rfc822",
+        "CONTENT_LENGTH": "4",
+        "HTTP_X_RSPAMD_RCPT": '["alice@example.org"]',
+    }
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(f"{home}/socket")
+        connection.sendall(packet(post, b"ha"))
+        time.sleep(1)  # a worker reads it
+        (sent,) = re.findall(
+            "^KillSignal=(.*)$", (ROOT / "deploy/systemd/quarantine.service").read_text(), re.MULTILINE
+        )
+        os.kill(int((home / "pid").read_text()), signal.Signals[sent])
+        time.sleep(1)
+        connection.sendall(b"lf")
+        assert b'"held"' in b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    until = time.monotonic() + 60
+    while (home / "pid").exists():  # uWSGI removes it
+        assert time.monotonic() < until, "it did not end"
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

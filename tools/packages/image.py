@@ -24,6 +24,7 @@ CONTAINER = {
     "volume": [f"/{_DATA}"],
     "env": [f"PATH=/{PLACE}/bin:/usr/bin:/bin", "QUARANTINE_SOCKET=0.0.0.0:9000"],
     "exposedports": ["9000/tcp"],
+    "stopsignal": ["SIGHUP"],  # on which uWSGI ends once it has answered the requests that run
     "cmd": [f"/{PLACE}/bin/uwsgi", "--ini", "/etc/rspamd-quarantine/uwsgi.ini"],
 }
 
