@@ -1,4 +1,4 @@
-"""Actions on deliveries: release, delete, restore, request a release, refuse a request.
+"""Actions on deliveries: release, delete, restore; those on release requests are in `portal.policy.release_requests`.
 
 `Actions` checks each of them, whether it comes from a link, a signed-in page or the command line. A release has three
 steps: claim (a committed row with a lease), send the original bytes with two header fields prepended, record. A crash
@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.utils import format_datetime
@@ -22,7 +21,6 @@ from portal.mail.relay import Relay
 from portal.model.errors import (
     AlreadyDone,
     NotAllowed,
-    NotFound,
     QuarantineError,
     RelayDeferred,
     RelayRefused,
@@ -32,6 +30,7 @@ from portal.model.errors import (
 )
 from portal.model.links import MARK_HEADER
 from portal.model.message import (
+    RELEASABLE,
     Actor,
     ActorKind,
     Delivery,
@@ -47,17 +46,14 @@ from portal.model.text import N_
 from portal.model.vote import Label
 from portal.policy.decision import WhyNot, why_not
 from portal.policy.learning import Learning
-from portal.policy.mailing import Mailing
+from portal.policy.release_requests import NOT_BY_RECIPIENTS, ReleaseRequests
 from portal.scanning import RELEASE_SECONDS, Scanning
 from portal.stores.durations import Measured, sending
-from portal.stores.lifecycle import REMINDER_AFTER, address_of, is_past
+from portal.stores.lifecycle import is_past
 
 log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
-# The states in which a recipient may release or delete a delivery, or request its release.
-RELEASABLE = frozenset({State.HELD, State.PASSED, State.BLOCKED})
-_NOT_BY_RECIPIENTS = N_("only an administrator can release this message")
 _SCAN_REPORTED = N_("the virus scan reported a problem")
 _NOT_SCANNED = N_("the message could not be scanned for viruses")
 _NO_EFFECT = N_("the rule cannot take effect on this message")
@@ -68,13 +64,12 @@ Check = Callable[[Delivery], object]  # raises NotAllowed, or does nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Actions(Mailing):
+class Actions(ReleaseRequests):
     """Actions on deliveries, with their permission checks, and the portal's mail about them."""
 
     relay: Relay
     scanning: Scanning
     learning: Learning
-    is_local: Callable[[str], bool]
     host: str = field(default_factory=socket.getfqdn)
 
     def release(
@@ -226,13 +221,13 @@ class Actions(Mailing):
                 delivery.recipient,
             )
             self.report_finding(delivery.message)
-            raise NotAllowed(_NOT_BY_RECIPIENTS)
+            raise NotAllowed(NOT_BY_RECIPIENTS)
 
     def _check_release(self, delivery: Delivery) -> None:
         """Raise NotAllowed unless everybody who may read this delivery may release it."""
         _check_recipient(delivery)
         if self.domains.right(delivery) is not ReleaseRight.SELF:
-            raise NotAllowed(_NOT_BY_RECIPIENTS)
+            raise NotAllowed(NOT_BY_RECIPIENTS)
 
     def _check_again(self, delivery: Delivery) -> None:
         """Raise AlreadyDone if the delivery was sent less than a minute ago, and as `_check_release`."""
@@ -380,68 +375,6 @@ class Actions(Mailing):
         key = DeliveryId(id, number)
         _check_recipient(self.store.deliveries.get(key))
         return self.store.deliveries.reannounce(key, actor, self.now(), detail=reason)
-
-    def request_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Record a request to release a delivery and queue a mail to those who decide, in one transaction.
-
-        Raises NotFound, AlreadyDone; NotAllowed if the administrator of the domain wants no requests.
-        """
-        now = self.now()
-        requested = replace(
-            self.store.deliveries.get(DeliveryId(id, number)), state=State.REQUESTED, state_at=now, reason=""
-        )
-        if self.domains.right(requested) is ReleaseRight.ADMINISTRATOR:
-            raise NotAllowed(_NOT_BY_RECIPIENTS)
-        delivery = self.store.deliveries.move(
-            DeliveryId(id, number),
-            State.REQUESTED,
-            RELEASABLE,
-            actor,
-            now,
-            kind=EventKind.REQUESTED,
-            mails=self.request_mails(requested),
-        )
-        log.info("requested id=%s recipient=%s", id, delivery.recipient)
-        return delivery
-
-    def remind(self, key: DeliveryId) -> bool:
-        """Remind those who decide of a release request that is open for `REMINDER_AFTER`, once for each request.
-
-        Returns whether a mail was queued. Raises StoreUnavailable.
-        """
-        now = self.now()
-        with suppress(NotFound, AlreadyDone):
-            delivery, mails = self.store.deliveries.get(key), []
-            if delivery.state is State.REQUESTED and is_past(delivery.state_at, REMINDER_AFTER, now):
-                mails = self.request_mails(delivery, reminder=True)
-            if mails:
-                event = Event(now, EventKind.REMINDED, Actor(ActorKind.DIGEST))
-                self.store.deliveries.record(key, event, mails=mails, interval=REMINDER_AFTER)
-                log.info("reminder of a request id=%s recipient=%s", delivery.id, delivery.recipient)
-                return True
-        return False
-
-    def refuse_request(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
-        """Deny a release request. The recipient sees ``reason``. Raises NotFound, AlreadyDone."""
-        now = self.now()
-        refused = replace(
-            self.store.deliveries.get(DeliveryId(id, number)), state=State.HELD, state_at=now, reason=reason
-        )
-        dangerous = refused.message.tier is Tier.DANGEROUS
-        to = address_of(refused.recipient, refused.address) if self.is_local(refused.recipient) else None
-        mail = self.mail(to, "refused", self.domains.of(refused.recipient), delivery=refused, dangerous=dangerous)
-        delivery = self.store.deliveries.move(
-            DeliveryId(id, number),
-            State.HELD,
-            {State.REQUESTED},
-            actor,
-            now,
-            kind=EventKind.REFUSED,
-            reason=reason,
-            mails=[mail] if mail else (),
-        )
-        log.info("request refused id=%s recipient=%s by=%s", id, delivery.recipient, actor.who)
-        return delivery
 
 
 def _release_start(history: Sequence[Event]) -> Event | None:

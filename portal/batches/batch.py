@@ -27,11 +27,13 @@ class Act(StrEnum):
     DELETE = "delete"
     RESTORE = "restore"
     REQUEST = "ask"  # request release
+    WITHDRAW = "withdraw"  # withdraw release requests
     REFUSE = "refuse"  # deny release requests
     REANNOUNCE = "reannounce"  # put into the next digest again
 
 
-READER_ACTS = (Act.RELEASE, Act.DELETE, Act.RESTORE, Act.REQUEST)  # of batches; the others are for staff
+# Of batches; the others are for staff.
+READER_ACTS = (Act.RELEASE, Act.DELETE, Act.RESTORE, Act.REQUEST, Act.WITHDRAW)
 
 
 class Outcome(StrEnum):
@@ -42,6 +44,7 @@ class Outcome(StrEnum):
     DELETED = "deleted"
     RESTORED = "restored"
     REQUESTED = "requested"
+    WITHDRAWN = "withdrawn"
     REFUSED = "refused"
     REANNOUNCED = "reannounced"
     TO_CHECK = "to-check"  # suspicious, and the reader did not confirm its release
@@ -59,7 +62,7 @@ class Outcome(StrEnum):
 _DONE = frozenset(
     {
         *(Outcome.RELEASED, Outcome.RELEASING, Outcome.DELETED, Outcome.RESTORED, Outcome.REQUESTED),
-        *(Outcome.REFUSED, Outcome.REANNOUNCED),
+        *(Outcome.WITHDRAWN, Outcome.REFUSED, Outcome.REANNOUNCED),
     }
 )
 # The outcome of an action that was performed, by the state of the delivery afterwards.
@@ -69,6 +72,7 @@ DONE_IN_STATE = {
     (Act.DELETE, State.DELETED): Outcome.DELETED,
     (Act.RESTORE, State.HELD): Outcome.RESTORED,
     (Act.REQUEST, State.REQUESTED): Outcome.REQUESTED,
+    (Act.WITHDRAW, State.HELD): Outcome.WITHDRAWN,
     (Act.REFUSE, State.HELD): Outcome.REFUSED,
     (Act.REANNOUNCE, State.HELD): Outcome.REANNOUNCED,
 }
@@ -93,6 +97,7 @@ class Batch:
     selection: Selection
     with_suspicious: bool = False  # the reader has seen their cautions and confirmed the release
     undoes: UUID | None = None  # the batch whose deletions are restored
+    reason: str = ""  # of release requests, as typed
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments of the job. Equal batches have equal arguments."""
@@ -106,6 +111,7 @@ class Batch:
             "excluded": sorted(map(text_of, chosen.excluded)),
             "with_suspicious": self.with_suspicious,
             "undoes": str(self.undoes) if self.undoes else None,
+            "reason": self.reason,
         }
 
     @classmethod
@@ -119,7 +125,8 @@ class Batch:
             excluded=frozenset(map(key_of, found["excluded"])),
         )
         undoes = UUID(found["undoes"]) if found["undoes"] else None
-        return cls(Act(found["act"]), selection, found["with_suspicious"], undoes)
+        # A job that an earlier version made has no reason.
+        return cls(Act(found["act"]), selection, found["with_suspicious"], undoes, found.get("reason", ""))
 
 
 @dataclass(frozen=True, slots=True)

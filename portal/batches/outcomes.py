@@ -27,6 +27,7 @@ _EVENTS = {
     Act.DELETE: (EventKind.DELETED,),
     Act.RESTORE: (EventKind.RESTORED,),
     Act.REQUEST: (EventKind.REQUESTED,),
+    Act.WITHDRAW: (EventKind.WITHDRAWN,),
     Act.REFUSE: (EventKind.REFUSED,),
     Act.REANNOUNCE: (EventKind.REANNOUNCED,),
 }

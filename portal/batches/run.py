@@ -16,10 +16,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 from uuid import UUID, uuid5
 
-from portal.actions import RELEASABLE, Actions
+from portal.actions import Actions
 from portal.batches.batch import (
     KIND,
     Act,
@@ -39,7 +40,7 @@ from portal.model.errors import (
     RelayUnreachable,
     StoreUnavailable,
 )
-from portal.model.message import Actor, Delivery, DeliveryId, EventKind, Reader, State, Tier
+from portal.model.message import RELEASABLE, Actor, Delivery, DeliveryId, EventKind, Reader, State, Tier
 from portal.model.rights import ReleaseRight
 from portal.people import Directory
 from portal.stores import Store
@@ -60,6 +61,7 @@ _STATES = {
     Act.DELETE: RELEASABLE | {State.REQUESTED},
     Act.RESTORE: frozenset({State.DELETED}),
     Act.REQUEST: RELEASABLE,
+    Act.WITHDRAW: frozenset({State.REQUESTED}),
 }
 _DELETIONS = (EventKind.DELETED, EventKind.CONFIRMED)
 
@@ -219,6 +221,8 @@ class Batches:
             return actor_of(job.id, self._actor(job.actor, delivery))
 
         method = _METHODS[batch.act]
+        if batch.act is Act.REQUEST:
+            method = partial(Actions.request_release, reason=batch.reason)
         if method is not None:
             results = self._in_parallel(method, left, actor, too_late, 1)
         elif progress.is_queueing:
@@ -287,6 +291,7 @@ _METHODS: Mapping[Act, Callable[[Actions, UUID, int, Actor], Delivery] | None] =
     Act.DELETE: Actions.delete,
     Act.RESTORE: Actions.restore,
     Act.REQUEST: Actions.request_release,
+    Act.WITHDRAW: Actions.withdraw_request,
 }
 
 

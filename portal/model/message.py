@@ -254,12 +254,17 @@ class Actor:
         return cls(ActorKind(kind), name, via, address)
 
 
+# The states in which a recipient may release or delete a delivery, or request its release.
+RELEASABLE = frozenset({State.HELD, State.PASSED, State.BLOCKED})
+
+
 class EventKind(StrEnum):
     """The kind of an event of a delivery. The values are kept in stores and journals."""
 
     HELD = "held"  # is never stored: the message's id contains the time
     ASSIGNED = "assigned"  # an operator named the recipient of a message without one
-    REQUESTED = "requested"  # the recipient requested release from an administrator
+    REQUESTED = "requested"  # the recipient requested release from an administrator, for the reason in the detail
+    WITHDRAWN = "withdrawn"  # the recipient withdrew the release request
     REMINDED = "reminded"  # those who decide about the release request got a second mail
     REFUSED = "refused"  # an operator denied the release request
     RELEASING = "releasing"  # a release was started

@@ -229,7 +229,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"/messages/{_ID}/", messages.show),
         ("GET", f"/messages/{_ID}/<view:re:formatted|headers|source>", messages.show),
         ("GET", f"/messages/{_ID}/html", formatted.show),
-        ("POST", f"/messages/{_ID}/<act:re:release|again|delete|spam|restore|unblock|ask>", acts.act),
+        ("POST", f"/messages/{_ID}/<act:re:release|again|delete|spam|restore|unblock|ask|withdraw>", acts.act),
         ("POST", f"/messages/{_ID}/<act:re:release-allow|delete-block|question>", acts.act),
         ("GET", f"/messages/{_ID}/{_WAY}", neighbours.go),
         ("GET", f"/messages/{_ID}/download", downloads.form),

@@ -7,13 +7,16 @@ first action was done, and both can be repeated: a crash in between loses nothin
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlencode
+from uuid import UUID
 
 from bottle import HTTPResponse
 
 from portal.model.errors import AlreadyDone, NotAllowed, QuarantineError, RelayDeferred, RelayRefused
-from portal.model.message import Delivery, EventKind, State
+from portal.model.message import Actor, Delivery, EventKind, State
 from portal.model.rule import Effect
 from portal.model.text import N_
 from portal.web.auth.session import Sessions
@@ -66,19 +69,20 @@ class MessageActs:
         if act == "again":
             check_limit(self._pages, request, recipient, EventKind.RELEASING)
         actions = self._pages.parts.actions
-        method = {
+        methods: dict[str, Callable[[UUID, int, Actor], Delivery]] = {
             "release": self._pages.release,
             "again": self._pages.send_again,
             "delete": actions.delete,
             "spam": actions.confirm_spam,
             "restore": actions.restore,
             "unblock": actions.unblock,
-            "ask": actions.request_release,
-        }[act]
+            "ask": partial(actions.request_release, reason=request.form("reason")),
+            "withdraw": actions.withdraw_request,
+        }
         # The action records the error in the delivery and logs it. The page shows it.
         with suppress(RelayRefused, NotAllowed):
             try:
-                return act, method(
+                return act, methods[act](
                     delivery.id, delivery.number, self._pages.actor(request, "portal", delivery, recipient)
                 )
             except AlreadyDone as error:

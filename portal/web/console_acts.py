@@ -33,7 +33,8 @@ _PERMISSIONS = {
     "reannounce": Permission.MANAGE_RECIPIENTS,
     "link": Permission.SEND_LINK,
 }
-_DECISIONS = ("release", "again", "deny")
+_DECISIONS = ("release", "approve", "again", "deny")
+_RELEASES = ("release", "approve")
 
 
 class ConsoleActs:
@@ -63,8 +64,10 @@ class ConsoleActs:
         if act == "deny" and not reason:
             error = N_("Enter a reason: the recipient reads it.")
             return self._messages.page(request, staff, delivery, others, 400, error=error)
-        if act == "release" and delivery.message.tier is not Tier.SPAM and not request.form("confirmed"):
-            return self._question(request, staff, delivery, reason)
+        is_late = act == "approve" and delivery.state is not State.REQUESTED
+        is_harmful = delivery.message.tier is not Tier.SPAM
+        if act in _RELEASES and is_harmful and not is_late and not request.form("confirmed"):
+            return self._question(request, staff, delivery, act, reason)
         try:
             result = self._perform(request, staff, delivery, act, reason)
         except LinkInvalid:
@@ -80,7 +83,9 @@ class ConsoleActs:
             return self._parts.staff.may_release(staff.member, delivery)
         return self._messages.may(staff, _PERMISSIONS[act], delivery)
 
-    def _question(self, request: Request, staff: StaffSession, delivery: Delivery, reason: str) -> HTTPResponse:
+    def _question(
+        self, request: Request, staff: StaffSession, delivery: Delivery, act: str, reason: str
+    ) -> HTTPResponse:
         """Return the page that says what the release of a suspicious or dangerous message does."""
         return self._console.page(
             request,
@@ -88,6 +93,7 @@ class ConsoleActs:
             "release",
             row=self._pages.row(request, delivery, staff.member.person),
             at=place(delivery.key),
+            act=act,
             query=f"?{request.query_string}" if request.query_string else "",
             recipient=shown_address(delivery.address),
             reason=reason,
@@ -100,12 +106,14 @@ class ConsoleActs:
         actions, actor, id, number = self._parts.actions, staff.actor, delivery.id, delivery.number
 
         def check(claimed: Delivery) -> None:
+            if act == "approve" and claimed.state is not State.REQUESTED:
+                raise AlreadyDone("its release is not requested any more", claimed)
             self._parts.staff.check_release(staff.member, claimed)
 
         # The delivery has the outcome of a release that failed. The page shows it.
         try:
             match act:
-                case "release" | "again":
+                case "release" | "approve" | "again":
                     self._pages.release_as_staff(delivery, actor, check, reason, again=act == "again")
                 case "delete":
                     actions.delete(id, number, actor, reason=reason)
@@ -121,7 +129,7 @@ class ConsoleActs:
             return "late"
         except (NotAllowed, RelayDeferred, RelayRefused) as error:
             log.info("act of staff act=%s id=%s number=%d by=%s: %s", act, id, number, actor.who, error)
-        return act
+        return "release" if act == "approve" else act
 
     def _send_link(self, request: Request, staff: StaffSession, delivery: Delivery, reason: str) -> str:
         """Mail the readers of a message a link to it, each to their own address. Nobody else sees the link."""

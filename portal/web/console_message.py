@@ -12,13 +12,12 @@ from typing import Any
 
 from bottle import HTTPResponse
 
-from portal.actions import RELEASABLE
 from portal.model import criteria
 from portal.model.audit import Act, AuditEntry
 from portal.model.authentication import checks
 from portal.model.domains import shown_address
 from portal.model.errors import BadCriterion
-from portal.model.message import Delivery, DeliveryId, Filter, State
+from portal.model.message import RELEASABLE, Delivery, DeliveryId, Filter, State
 from portal.model.rights import Access
 from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, shown
@@ -35,6 +34,7 @@ from portal.web.history import history
 from portal.web.listing import name_of
 from portal.web.neighbours import beside
 from portal.web.pages import Pages
+from portal.web.release_request import release_request
 from portal.web.request import Request
 from portal.web.results import forget, kept
 from portal.web.rows import Row, Viewer, findings
@@ -117,6 +117,7 @@ class ConsoleMessage:
             reason_characters=REASON_CHARACTERS,
             others=[_other(each, viewer) for each in others[:_OTHERS]],
             others_left=viewer.language.number(max(0, len(others) - _OTHERS)) if len(others) > _OTHERS else "",
+            asked=release_request(events, viewer),
             facts=_facts(delivery, viewer),
             checks=checks(delivery.message),
             history=lines,
@@ -131,7 +132,7 @@ class ConsoleMessage:
         state = delivery.state
         may_release = delivery.recipient != "" and self._parts.staff.may_release(staff.member, delivery)
         if may_release and state is State.REQUESTED:
-            yield "release", N_("Approve and release")
+            yield "approve", N_("Approve and release")
             yield "deny", N_("Deny request")
         elif may_release and state in (State.HELD, State.BLOCKED):
             yield "release", N_("Release")
@@ -288,7 +289,7 @@ class ConsoleMessage:
             access=access,
             state=STATE_NAMES.get(delivery.state, ""),
             tier=TIER_NAMES[delivery.message.tier],
-            **{"error": "", "done": None, "offers": (), **values},
+            **{"error": "", "done": None, "offers": (), "asked": None, **values},
         )
 
 

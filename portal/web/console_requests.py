@@ -14,6 +14,7 @@ from portal.model.sender import sender_shown
 from portal.model.staff import EVERYWHERE
 from portal.model.text import shown
 from portal.model.tiers import TIER_NAMES
+from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.policy.staff import Permission
 from portal.web.console import Console, StaffSession
 from portal.web.listing import name_of
@@ -35,6 +36,7 @@ class RequestRow:
     recipient: str
     sender: str
     subject: str
+    reason: str  # the recipient's, "" if they gave none
     tier: str  # to be translated
     scan: str  # to be translated
     may_decide: bool
@@ -73,6 +75,7 @@ class ConsoleRequests:
             recipient=shown_address(delivery.address),
             sender=str(sender_shown(message)),
             subject=shown(message.subject, 120),
+            reason=shown(delivery.reason, REQUEST_REASON_CHARACTERS),
             tier=TIER_NAMES[message.tier],
             scan=SCANS_IN_WORDS[scan.outcome] if scan else "",
             may_decide=self._parts.staff.may_release(staff.member, delivery),

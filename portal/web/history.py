@@ -20,6 +20,7 @@ EVENTS_IN_WORDS = {
     EventKind.HELD: N_("Held by the spam filter."),
     EventKind.ASSIGNED: N_("Assigned to this mailbox %(by)s."),
     EventKind.REQUESTED: N_("Release requested %(by)s."),
+    EventKind.WITHDRAWN: N_("Release request withdrawn %(by)s."),
     EventKind.REMINDED: N_("Administrator reminded of the release request."),
     EventKind.REFUSED: N_("Release request denied %(by)s."),
     EventKind.RELEASING: N_("Release started %(by)s."),
@@ -42,7 +43,12 @@ EVENTS_IN_WORDS = {
 }
 _ATTACHMENT_DOWNLOADED = N_("Attachment downloaded %(by)s.")
 # The details that readers see. Those of `deferred` may be about the portal itself, those of `learned` name people.
-_WITH_DETAIL = (EventKind.REFUSED, EventKind.RELEASED, EventKind.FAILED, EventKind.STOPPED, EventKind.ASKED)
+_WITH_DETAIL = frozenset(
+    {
+        *(EventKind.REQUESTED, EventKind.REFUSED, EventKind.ASKED),
+        *(EventKind.RELEASED, EventKind.FAILED, EventKind.STOPPED),
+    }
+)
 _REPEATED = (EventKind.DEFERRED, EventKind.DOWNLOADED)
 
 

@@ -22,6 +22,7 @@ from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
 from portal.model.tiers import TIER_NAMES
+from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import Counts, Page
 from portal.stores.search import NEWEST_MAX, needs_filtering, phrases, wanted_terms
 from portal.stores.senders import KNOWN_MAX, addresses_in
@@ -126,6 +127,7 @@ class Inbox:
             sections=_sections(listing, groups, of, since, viewer),
             bulk_acts=BULK_ACTS.get(listing.view, ()),
             more_acts=MORE_ACTS.get(listing.view, ()),
+            reason_characters=REQUEST_REASON_CHARACTERS,
             form=new_id(),
             matches=matches,
             older=older,
@@ -370,6 +372,8 @@ def _act(row: Row) -> str:
     """Return the action of a row's button, "" if it has none; ``again``: a release of what was delivered already."""
     if row.state in (State.HELD, State.BLOCKED):
         return {ReleaseRight.SELF: "release", ReleaseRight.REQUEST: "ask"}.get(row.right, "")
+    if row.state is State.REQUESTED:
+        return "withdraw"
     if row.state is State.PASSED and row.right is ReleaseRight.SELF:
         return "again"
     return "restore" if row.state is State.DELETED else ""

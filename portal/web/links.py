@@ -21,6 +21,7 @@ from portal.model.links import Action, Link
 from portal.model.message import Actor, Delivery, DeliveryId, State, Tier, identity
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
+from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import LinkOpen, Person
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.session import Sessions
@@ -109,7 +110,8 @@ class LinkPages:
         if pressed and delivery.message.tier is not Tier.SPAM:
             self._pages.check_user_gesture(request)
         if pressed or self._may_autosubmit(request, link, delivery, person, opens):
-            self._perform(link, self._pages.actor(request, "link", delivery, reader), undo=undo)
+            actor = self._pages.actor(request, "link", delivery, reader)
+            self._perform(link, actor, undo=undo, reason=request.form("reason"))
         response = self._pages.see_other("./?done=1")
         return self._with_device_cookie(request, response, reader) if pressed and request.has_user_gesture else response
 
@@ -175,8 +177,11 @@ class LinkPages:
         is_old_enough = self._pages.now() - link.issued_at > self._autosubmit_after
         return is_known_device or (is_old_enough and not is_burst(opens))
 
-    def _perform(self, link: Link, actor: Actor, *, undo: bool) -> None:
-        """Perform the action. An error is recorded in the delivery, and the page shows it."""
+    def _perform(self, link: Link, actor: Actor, *, undo: bool, reason: str) -> None:
+        """Perform the action. An error is recorded in the delivery, and the page shows it.
+
+        ``reason``: of a release request.
+        """
         actions = self._pages.parts.actions
         try:
             if undo:
@@ -186,7 +191,7 @@ class LinkPages:
             elif link.action is Action.DELETE:
                 actions.delete(link.id, link.number, actor)
             else:
-                actions.request_release(link.id, link.number, actor)
+                actions.request_release(link.id, link.number, actor, reason=reason)
         except (AlreadyDone, NotAllowed, RelayDeferred, RelayRefused) as error:
             log.info("link %s id=%s number=%d: %s", link.action.name, link.id, link.number, error)
 
@@ -208,6 +213,7 @@ class LinkPages:
             done=is_done,
             alone=autosubmit,
             script=autosubmit,
+            reason_characters=REQUEST_REASON_CHARACTERS,
             recipient=shown_address(delivery.recipient),
         )
 

@@ -20,12 +20,14 @@ from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, S
 from portal.model.rights import ReleaseRight
 from portal.model.rule import Effect
 from portal.policy.entry import senders_of
+from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.policy.rulebook import HINTS
 from portal.web.auth.session import Sessions
 from portal.web.help_desk import QUESTION_CHARACTERS, asked_at, has_help_desk
 from portal.web.history import history
 from portal.web.listing import Listing, named_message
 from portal.web.pages import Pages
+from portal.web.release_request import release_request
 from portal.web.request import Request
 from portal.web.results import forget, kept
 from portal.web.rows import Row, findings
@@ -83,6 +85,8 @@ class MessagePages:
             may_rule=self._pages.may_rule(delivery.recipient),
             at_once=self._at_once(delivery, row),
             made=made,
+            asked=release_request(events, self._pages.viewer(request, session.recipient)),
+            reason_characters=REQUEST_REASON_CHARACTERS,
             reports_needed=self._pages.parts.learning.agreed if may_report else 0,
             help_desk=has_help_desk(self._pages.parts.actions, delivery),
             asked_at=self._asked_at(events, request, session.recipient),

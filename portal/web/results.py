@@ -21,7 +21,10 @@ from portal.web.request import Request
 # Of staff: a link to the message was sent or not, a request was denied, the next digest lists the message again,
 # somebody else acted before.
 STAFF_ACTS = ("link", "link-limit", "deny", "reannounce", "late")
-ACTS = ("release", "again", "wait", "delete", "spam", "restore", "unblock", "ask", "question", "asked", *STAFF_ACTS)
+ACTS = (
+    *("release", "again", "wait", "delete", "spam", "restore", "unblock", "ask", "withdraw", "question", "asked"),
+    *STAFF_ACTS,
+)
 _COOKIE = "result"
 _SECONDS = 300
 _VALUE = re.compile(rf"({'|'.join(ACTS)})(?:-({'|'.join(Effect)}))?\.([0-9a-f-]{{36}}\.[0-9]{{1,5}})", re.ASCII)

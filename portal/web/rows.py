@@ -41,6 +41,7 @@ _OUTCOMES = {
     Outcome.DELETED: N_("Deleted"),
     Outcome.RESTORED: N_("Deletion undone"),
     Outcome.REQUESTED: N_("Release requested"),
+    Outcome.WITHDRAWN: N_("Request withdrawn"),
     Outcome.TO_CHECK: N_("Not released, check these first"),
     Outcome.NOT_ALLOWED: N_("Not released, only an administrator can"),
     Outcome.NOT_NEEDED: N_("Not requested, you can release these yourself"),

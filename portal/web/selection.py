@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from bottle import HTTPResponse
 
-from portal.actions import RELEASABLE
 from portal.batches.batch import READER_ACTS, Act, Batch, Progress, Selection
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
-from portal.model.message import Delivery, DeliveryId, Tier, new_id
+from portal.model.message import RELEASABLE, Delivery, DeliveryId, Tier, new_id
 from portal.model.rights import ReleaseRight
 from portal.model.rule import Effect
-from portal.model.text import N_
+from portal.model.text import N_, shown
+from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import Job, Page
 from portal.web.auth.session import Session, Sessions
 from portal.web.bulk import actor_of, form_id, perform, uuid_of
@@ -32,7 +32,7 @@ AT_ONCE = 50  # deliveries that a request acts on itself; more are left to the d
 # What the bar below the list does with selected messages, by the keys of `VIEWS`, and what its *More* does.
 BULK_ACTS: dict[str, tuple[Act, ...]] = {
     "held": (Act.RELEASE, Act.DELETE),
-    "requested": (Act.DELETE,),
+    "requested": (Act.WITHDRAW, Act.DELETE),
     "blocked": (Act.RELEASE, Act.DELETE),
     "deleted": (Act.RESTORE,),
 }
@@ -40,7 +40,7 @@ MORE_ACTS: dict[str, tuple[Act, ...]] = {"held": (Act.REQUEST,)}
 _MAX_KEYS = 1_000  # of one form: a page of the list has fewer
 _EXAMINED = 1_000  # of all that match, before their release is confirmed
 _LISTED = 50  # suspicious messages that the page of confirmation names
-_FIELDS = ("do", "only", "from", "all", "shown", "suspicious", "undo")  # of the form, besides the ticks
+_FIELDS = ("do", "only", "from", "all", "shown", "suspicious", "undo", "reason")  # of the form, besides the ticks
 _REFRESH_SECONDS = 3
 _LATE_SECONDS = 60  # a batch that waits longer is not run by any digest process
 
@@ -97,9 +97,9 @@ class Selections:
         if to_check and confirmed != "leave" and not (confirmed == "release" and may_confirm):
             return self._confirm(request, session, wish, to_check, may_confirm=may_confirm)
         selection = Selection(tuple(each.key for each in found)) if is_small else wish.selection
-        return self._make(
-            request, session, Batch(wish.act, selection, confirmed == "release"), place, is_small=is_small
-        )
+        reason = shown(request.form("reason"), REQUEST_REASON_CHARACTERS) if wish.act is Act.REQUEST else ""
+        batch = Batch(wish.act, selection, confirmed == "release", reason=reason)
+        return self._make(request, session, batch, place, is_small=is_small)
 
     def _senders_of(self, request: Request, session: Session, place: str) -> HTTPResponse:
         """Return the page that asks for which senders of the selected messages rules are made."""

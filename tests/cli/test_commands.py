@@ -440,6 +440,17 @@ def test_refuse_gives_the_recipient_a_reason(run: Run, store: Store, parts: Part
     assert store.deliveries.history(DeliveryId(held.id, 0))[-1].actor.who.startswith("operator:")
 
 
+def test_the_reason_and_the_withdrawal_of_a_request_are_shown(run: Run, store: Store, parts: Parts) -> None:
+    held = hold(store, recipients=[ALICE], tier=Tier.DANGEROUS)
+    parts.actions.request_release(held.id, 0, BY_LINK, reason="We wait\x1b[2J for it.")
+    assert "  reason: We wait [2J for it.\n" in run("meta", str(held.id)).output.replace("We wait[2J", "We wait [2J")
+    [found] = map(json.loads, run("list", "--state", "requested", "--json").output.splitlines())
+    assert found["reason"].startswith("We wait")
+    parts.actions.withdraw_request(held.id, 0, BY_LINK)
+    assert " withdrawn by " in run("meta", str(held.id)).output
+    assert run("list", "--state", "requested", "--json").output.count("{") == 0
+
+
 def test_purge_keeps_what_is_young(run: Run, store: Store) -> None:
     held = hold(store)
     result = run("purge")

@@ -243,6 +243,26 @@ def test_the_journal_says_who_did_what_and_holding_mail_writes_nothing(
     assert all(path.stat().st_mode & 0o077 == 0 for path in [folder / "journal", *(folder / "journal").iterdir()])
 
 
+def test_requests_with_their_reasons_and_withdrawals_are_rebuilt(
+    folder: Path, open_store: Callable[[], FileStore], run: Run
+) -> None:
+    store = open_store()
+    waiting, withdrawn = DeliveryId(hold(store).id, 0), DeliveryId(hold(store).id, 0)
+    for key in (waiting, withdrawn):
+        store.deliveries.move(
+            key, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED, reason="We wait for it."
+        )
+    store.deliveries.move(withdrawn, State.HELD, {State.REQUESTED}, BY_LINK, now(), kind=EventKind.WITHDRAWN)
+    before = kept(store)
+    store.close()
+    (folder / "quarantine.sqlite3").unlink()
+    assert run().exit_code == 0
+    store = open_store()
+    assert kept(store)["messages"] == before["messages"]
+    assert store.deliveries.get(waiting).reason == "We wait for it."
+    assert store.deliveries.history(withdrawn)[-1].kind is EventKind.WITHDRAWN
+
+
 # ---- age of the journal
 
 

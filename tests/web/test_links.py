@@ -146,7 +146,7 @@ def test_a_declined_request_says_why(site: Site) -> None:
     site.browser().post(link, PRESS)
     site.parts.actions.refuse_request(held.id, 0, BY_OPERATOR, "it is a virus")
     page = site.browser().get(link).text
-    assert "The release request was denied" in page
+    assert "Your administrator denied the release request on" in page
     assert "it is a virus" in page
 
 

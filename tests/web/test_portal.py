@@ -730,7 +730,7 @@ def test_every_route_is_in_the_matrix(site: Site) -> None:
     assert {(method, plain(rule)) for method, rule in site.app.routes} == set(OWN)
 
 
-@pytest.mark.parametrize("act_name", ["release", "delete", "spam", "restore", "unblock", "ask"])
+@pytest.mark.parametrize("act_name", ["release", "delete", "spam", "restore", "unblock", "ask", "withdraw"])
 @pytest.mark.parametrize("person", [None, ALICE, BOB, MALLORY])
 def test_nobody_reaches_what_is_not_theirs(site: Site, relay: SmtpServer, person: str | None, act_name: str) -> None:
     secret = "The secret subject"

@@ -104,7 +104,10 @@ class Found(Model):
     recipient: str = Field(description='The address as in the envelope; "" if it is not known.')
     state: State
     state_at: datetime
-    reason: str = Field(description='Why the last release failed or the request was denied; "" if neither.')
+    reason: str = Field(
+        description="Why the last release failed or the request was denied; in the state requested, why the recipient "
+        'requests the release; "" if there is none.'
+    )
     held_at: datetime
     envelope_sender: str | None = Field(description='"" is the null sender; null: not known.')
     header_from: str
