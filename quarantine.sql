@@ -751,15 +751,18 @@ end
 $near$;
 
 -- Returns how many of the newest deliveries of each of these identities are in each state, of `each_at_most` of them.
-create or replace function states_of(identities text[], each_at_most int)
-returns table (recipient text, state text, n bigint) language plpgsql stable
+create or replace function states_of(identities text[], each_at_most int, since_id uuid, since_number int)
+returns table (recipient text, state text, n bigint, n_since bigint) language plpgsql stable
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
 as $states$
 #variable_conflict use_column
 begin
     return query
-        select r.identity, d.state, count(*) from unnest(identities) r (identity) cross join lateral (
-            select state from delivery where recipient = r.identity order by message_id desc limit each_at_most
+        select r.identity, d.state, count(*),
+            count(*) filter (where (d.message_id, d.number) >= (since_id, since_number))
+        from unnest(identities) r (identity) cross join lateral (
+            select message_id, number, state from delivery where recipient = r.identity
+            order by message_id desc, number desc limit each_at_most
         ) d group by r.identity, d.state;
 end
 $states$;

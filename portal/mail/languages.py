@@ -113,6 +113,13 @@ class Language:
         form = self.ngettext("%(number)s day", "%(number)s days", days)
         return form % {"number": self.number(days)}
 
+    def removed_in(self, days: int) -> str:
+        """Return when a message is removed, from today on: "Removed in 3 days"."""
+        if days < 2:
+            return self.gettext("Removed tomorrow") if days else self.gettext("Removed today")
+        form = self.ngettext("Removed in %(number)s day", "Removed in %(number)s days", days)
+        return form % {"number": self.number(days)}
+
     def score(self, score: float) -> str:
         """Return a score like "17.5"."""
         if 0 <= score < 1000:  # most scores; Babel takes twenty times as long, for each row of a digest

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, time, timedelta
 
-from portal.model.message import DeliveryId, State, Tier, held_at
+from portal.model.message import Delivery, DeliveryId, State, Tier, held_at
 from portal.policy.domains import Domains
 from portal.stores import Store, notes
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = timedelta(days=1)
+_SOON = timedelta(days=5)
+_KEPT_WHILE = (State.REQUESTED, State.RELEASING)  # states that wait for an administrator or the mail server
 _AT_ONCE = 200  # deliveries in one transaction, so that ingest never waits for long
 
 
@@ -23,6 +25,16 @@ def end_of(domains: Domains, recipient: str, tier: Tier, state: State, held_at: 
     if state is State.BLOCKED:
         days = min(days, domains.blocked_retention_days)
     return held_at + timedelta(days=days)
+
+
+def removal_of(domains: Domains, delivery: Delivery, now: datetime) -> tuple[datetime | None, bool]:
+    """Return when a delivery is forgotten, and whether that is soon: in the last days, which are at most a third of its
+    time. None: it is kept as long as it is in its state."""
+    if delivery.state in _KEPT_WHILE:
+        return None, False
+    begin = delivery.message.held_at
+    end = end_of(domains, delivery.recipient, delivery.message.tier, delivery.state, begin)
+    return end, now >= end - min(_SOON, (end - begin) / 3)
 
 
 def removal_time(store: Store, now: datetime) -> datetime:

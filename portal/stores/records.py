@@ -140,6 +140,7 @@ class Counts:
     of: Mapping[State, int]  # without states that no delivery has
     complete: bool  # False: there may be more
     released_from: tuple[str, ...] = ()  # From headers of mail that was released to the reader
+    since: Mapping[State, int] | None = None  # those that are not older than one delivery; None: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,27 @@ class Matches:
     shown: str  # those on this page, for the form: the ones without a tick are left out
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The messages of a list that a page shows, as texts: from the first to the last one, of so many."""
+
+    first: str
+    last: str
+    total: str
+    is_exact: bool  # False: there are more than ``total``
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of a page."""
+
+    groups: Sequence[Group]
+    position: Position
+    older: str | None  # query string of the next page, None without one
+    newer: str | None = None  # of the page before
+    matches: Matches | None = None  # if all messages of the list are selected
+
+
 class Inbox:
     """`/`."""
 
@@ -106,9 +127,11 @@ class Inbox:
         listing, habits = _as_usual(request, Listing.of(parse_qsl(request.query_string)))
         reader = self._reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
-        counts = self._store.deliveries.counts(reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0)
-        groups, older, newer, matches = self._groups(listing, reader, viewer, addresses_in(counts.released_from))
-        deliveries = [delivery for group in groups for delivery in (group.newest, *group.others[:_LISTED_OTHERS])]
+        counts = self._store.deliveries.counts(
+            reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0, since=listing.before
+        )
+        part = self._part(listing, reader, viewer, counts)
+        deliveries = [each for group in part.groups for each in (group.newest, *group.others[:_LISTED_OTHERS])]
         job = session.job if session.job and self._pages.batches.is_of_reader(session.job, session.recipient) else None
         named = listed(job) if job else [result.key] if result.key else []
         undone, number = named_message(request.query("undone"))
@@ -124,16 +147,19 @@ class Inbox:
             listing=listing,
             here=listing.query(select=""),
             views=_views(listing, counts, viewer),
-            sections=_sections(listing, groups, of, since, viewer),
+            sections=_sections(listing, part.groups, of, since, viewer),
             bulk_acts=BULK_ACTS.get(listing.view, ()),
             more_acts=MORE_ACTS.get(listing.view, ()),
             reason_characters=REQUEST_REASON_CHARACTERS,
             form=new_id(),
-            matches=matches,
-            older=older,
-            newer=newer,
+            matches=part.matches,
+            older=part.older,
+            newer=part.newer,
+            position=part.position,
             # Not where the result of an act is the news: the page would take more statements than it may.
-            elsewhere=[] if groups or older or newer or named else self._elsewhere(listing, reader, viewer, counts),
+            elsewhere=[]
+            if part.groups or part.older or part.newer or named
+            else self._elsewhere(listing, reader, viewer, counts),
             has_phrase=len(phrases(listing.get("q"))) > 0,
             words_fit=wanted_terms(Filter(words=listing.get("q"))) is not None,
             chips=_chips(listing, viewer),
@@ -172,45 +198,44 @@ class Inbox:
         rows = self._pages.rows(request, list(deliveries.values()), reader.identity, events)
         return {row.delivery.key: row for row in rows}
 
-    def _groups(
-        self, listing: Listing, reader: Reader, viewer: Viewer, known: Collection[str]
-    ) -> tuple[Sequence[Group], str | None, str | None, Matches | None]:
-        """Return the rows of a page, the query strings of the older and the newer page, None without one, and all
-        messages that match if they are selected. ``known``: senders whose mail the reader has released."""
+    def _part(self, listing: Listing, reader: Reader, viewer: Viewer, counts: Counts) -> Part:
         criteria = listing.criteria(viewer.zone)
         wanted = listing.reader(reader)
 
         def search(limit: int, before: DeliveryId | None = None) -> Page:
             return self._store.deliveries.matching(wanted, criteria, limit, before)
 
+        def position(begin: int, number: int, total: int, page: Page) -> Position:
+            return _position(listing, counts, viewer, begin, number, total, is_whole=page.next is None)
+
         if listing.selects_matching:
             page = search(_COUNTED)
             found = page.deliveries[: listing.size]
             is_cut = len(page.deliveries) > len(found) or page.next is not None
-            older = listing.older(found[-1].key) if is_cut and found else None
-            number = viewer.language.number(len(page.deliveries)) + ("+" if page.next else "")
+            older = listing.older(found[-1].key, len(found)) if is_cut and found else None
+            total = viewer.language.number(len(page.deliveries)) + ("+" if page.next else "")
             shown = " ".join(name_of(each.key) for each in found)
-            return (
+            return Part(
                 _folded(found, listing),
+                position(0, len(found), len(page.deliveries), page),
                 older,
-                None,
-                Matches(number, name_of(found[0].key), shown) if found else None,
+                matches=Matches(total, name_of(found[0].key), shown) if found else None,
             )
         if not listing.is_ranked:
             page = search(listing.size, listing.before)
-            return (
-                _folded(page.deliveries, listing),
-                listing.older(page.next) if page.next else None,
-                listing.newer,
-                None,
-            )
+            begin = _messages_before(listing, counts)
+            end = begin + len(page.deliveries)
+            older = listing.older(page.next, end) if page.next else None
+            groups = _folded(page.deliveries, listing)
+            return Part(groups, position(begin, len(page.deliveries), end, page), older, listing.newer)
         page = search(RANKED_MAX)
-        groups = ranked(page.deliveries, known)
-        groups = unfolded(groups) if listing.get("like") else groups
+        ranking = ranked(page.deliveries, addresses_in(counts.released_from))
+        ranking = unfolded(ranking) if listing.get("like") else ranking
         begin, end = listing.skip, listing.skip + listing.size
-        older = listing.query(skip=str(end), select="") if end < len(groups) else None
+        older = listing.query(skip=str(end), select="") if end < len(ranking) else None
         newer = listing.query(skip=str(max(0, begin - listing.size)), select="") if begin else None
-        return groups[begin:end], older, newer, None
+        before, number = (sum(group.size for group in some) for some in (ranking[:begin], ranking[begin:end]))
+        return Part(ranking[begin:end], position(before, number, len(page.deliveries), page), older, newer)
 
     def _elsewhere(
         self, listing: Listing, reader: Reader, viewer: Viewer, counts: Counts
@@ -268,6 +293,27 @@ def _row_of(rows: Mapping[DeliveryId, Row], message_id: UUID | None, number: int
     return next(
         (row for key, row in rows.items() if key.message_id == message_id and number in (None, key.number)), None
     )
+
+
+def _messages_before(listing: Listing, counts: Counts) -> int:
+    """Return the number of messages on the pages before this one: of a list without filters, as long as `counts` counts
+    so many; else as these pages have counted them."""
+    if listing.is_filtered or counts.since is None:
+        return listing.at
+    return sum(counts.since.get(state, 0) for state in VIEWS[listing.view])
+
+
+def _position(
+    listing: Listing, counts: Counts, viewer: Viewer, begin: int, number: int, total: int, *, is_whole: bool
+) -> Position:
+    """Return the position of a page with so many messages. ``total``: those that are known, ``is_whole``: all of the
+    list."""
+    last, shown = begin + number, viewer.language.number
+    if not is_whole and not listing.is_filtered:
+        counted = sum(counts.of.get(state, 0) for state in VIEWS[listing.view])
+        # A message may have been held or removed in between.
+        total, is_whole = max(total, counted), counts.complete and counted >= total
+    return Position(shown(begin + 1), shown(last), shown(max(last, total)), is_whole)
 
 
 def _folded(deliveries: Sequence[Delivery], listing: Listing) -> list[Group]:

@@ -28,10 +28,10 @@ VIEWS: dict[str, tuple[State, ...]] = {
 SIZES = ("25", "50", "100")
 _SIZE = "25"
 RANKED_MAX = 300  # the newest messages that are put in order of the likeliest mistakes
-_TRAIL_MAX = 12  # pages that *Newer* leads back through; each takes 39 characters of the address
+_TRAIL_MAX = 12  # pages that *Newer* leads back through; each takes 39 characters of the address, or a few more
 _NO_DELIVERY = DeliveryId(UUID(int=0), 0)
 _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,4}", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
 _LENGTHS = {  # the parameters, and the most characters of each
     "state": 10,
     "q": 200,
@@ -46,11 +46,12 @@ _LENGTHS = {  # the parameters, and the most characters of each
     "order": 8,
     "size": 3,
     "before": 42,
-    "trail": 42 * _TRAIL_MAX,
+    "trail": 49 * _TRAIL_MAX,
+    "at": 6,
     "skip": 4,
     "select": 8,
 }
-_OF_PAGE = ("before", "trail", "skip", "select")  # the others stay the same on all pages of a list
+_OF_PAGE = ("before", "trail", "at", "skip", "select")  # the others stay the same on all pages of a list
 _OF_FILTERS = ("q", "sender", "since", "until", "tier", "reason", "attachment", "mailbox", "like")
 
 
@@ -126,24 +127,37 @@ class Listing:
     @property
     def skip(self) -> int:
         """The rows on the pages before this one, if `is_ranked`."""
-        return int(self.get("skip")) if _NUMBER.fullmatch(self.get("skip")) else 0
+        return _number(self.get("skip"))
 
-    def older(self, next: DeliveryId) -> str:
-        """Return the query string of the next page."""
-        trail = [*self._trail, self.get("before") or "-"][-_TRAIL_MAX:]
-        return self.query(before=name_of(next), trail="~".join(trail), select="")
+    @property
+    def at(self) -> int:
+        """The messages on the pages before this one, as these pages counted them, unless `is_ranked`."""
+        return _number(self.get("at")) if self.before else 0
+
+    def older(self, next: DeliveryId, at: int) -> str:
+        """Return the query string of the next page, which begins after ``at`` messages."""
+        here = (self.get("before") or "-") + (f"_{self.at}" if self.at else "")
+        trail = [*self._trail, here][-_TRAIL_MAX:]
+        return self.query(before=name_of(next), trail="~".join(trail), at=str(at), select="")
 
     @property
     def newer(self) -> str | None:
         """The query string of the page before, None if it is not known."""
         if not self._trail:
             return None
-        *trail, before = self._trail
-        return self.query(before="" if before == "-" else before, trail="~".join(trail), select="")
+        *trail, last = self._trail
+        before, _, at = last.partition("_")
+        return self.query(before="" if before == "-" else before, trail="~".join(trail), at=at, select="")
 
     @property
     def _trail(self) -> list[str]:
-        return [each for each in self.get("trail").split("~") if each == "-" or cursor(each)]
+        """The pages before this one: each as its cursor, "-" for the first one, and after a "_" its `at`."""
+        found = (each.partition("_") for each in self.get("trail").split("~"))
+        return [
+            f"{before}{_}{at}"
+            for before, _, at in found
+            if (before == "-" or cursor(before)) and (not at or _NUMBER.fullmatch(at))
+        ]
 
     def filter(self, zone: ZoneInfo) -> Filter:
         """Return the criteria besides states, words and recipients. Days are those of this time zone."""
@@ -191,6 +205,10 @@ def place_of(text: str) -> tuple[str, str]:
     """Return the page that a form names as its own, and the query string of its list."""
     page, _, query = text.partition("?")
     return page, Listing.of_query(query).query(select="")
+
+
+def _number(text: str) -> int:
+    return int(text) if _NUMBER.fullmatch(text) else 0
 
 
 def _without_controls(text: str) -> str:

@@ -29,6 +29,7 @@ from portal.model.log_lines import REQUEST_ID
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event
 from portal.model.schedule import Preferences
 from portal.model.text import N_
+from portal.policy.retention import removal_of
 from portal.web.request import Request
 from portal.web.rows import Row, Viewer, needs_events, row
 from portal.web.site import Site
@@ -334,11 +335,12 @@ class Pages:
         events = dict(known or {})
         keys = [each for each in self.needing_events(deliveries) if each not in events]
         events |= self.parts.store.deliveries.last_events(keys) if keys else {}
-        right = self.parts.domains.right
-        return [
-            row(each, viewer, right(each), role=is_role(each.recipient), events=events.get(each.key, ()))
-            for each in deliveries
-        ]
+        return [self._row(each, viewer, events.get(each.key, ()), role=is_role(each.recipient)) for each in deliveries]
+
+    def _row(self, delivery: Delivery, viewer: Viewer, events: Sequence[Event], *, role: bool) -> Row:
+        domains, now = self.parts.domains, self.now()
+        removal = removal_of(domains, delivery, now)
+        return row(delivery, viewer, domains.right(delivery), role=role, events=events, removal=removal, now=now)
 
     def needing_events(self, deliveries: Sequence[Delivery]) -> list[DeliveryId]:
         """Return those of these deliveries whose rows need their events."""
@@ -352,8 +354,8 @@ class Pages:
         """
         if events is None:
             return self.rows(request, [delivery], reader)[0]
-        is_role, right = self.parts.people.is_role(delivery.recipient), self.parts.domains.right(delivery)
-        return row(delivery, self.viewer(request, reader), right, role=is_role, events=events)
+        is_role = self.parts.people.is_role(delivery.recipient)
+        return self._row(delivery, self.viewer(request, reader), events, role=is_role)
 
     def may_rule(self, recipient: str) -> bool:
         """Return whether the readers of a recipient's messages may make rules for them.

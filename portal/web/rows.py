@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from uuid import UUID
@@ -23,6 +24,7 @@ from portal.model.sender import Proof, Sender, proof, sender_shown
 from portal.model.text import N_, shown
 
 _SYMBOLS = 60  # shown for one message
+_LOST_AT_THE_END = (State.HELD, State.BLOCKED, State.DELETED)  # the others were delivered, or wait for somebody
 
 # The kinds of events that change a delivery to a state.
 _KINDS_OF_STATE = {
@@ -80,6 +82,8 @@ class Row:
     mailbox: str = ""  # the alias or role mailbox of the delivery, "" if it is the reader's own address
     by: str = ""  # the reader of a role mailbox who changed it to this state
     rule: str | None = None  # the sender of the rule that changed it to this state; "": of an administrator's rule
+    ends_at: datetime | None = None  # when it is removed, None if it is kept as long as it is in its state
+    ends_in_days: int | None = None  # by the calendar of the viewer; None if it is not soon
 
     # Times and numbers are formatted when a page shows them, since Babel takes longer for that than all else.
 
@@ -129,6 +133,18 @@ class Row:
         return self.viewer.language.moment(self.delivery.state_at, self.viewer.zone)
 
     @property
+    def removed(self) -> str:
+        """The day on which it is removed, "" if it is kept as long as it is in its state."""
+        return self.viewer.language.date(self.ends_at, self.viewer.zone) if self.ends_at else ""
+
+    @property
+    def removed_soon(self) -> str:
+        """The same as a number of days, "" if it is not soon or was delivered."""
+        if self.ends_in_days is None or self.state not in _LOST_AT_THE_END:
+            return ""
+        return self.viewer.language.removed_in(self.ends_in_days)
+
+    @property
     def size(self) -> str:
         """The size of the message."""
         return self.viewer.language.size(self.delivery.message.size_bytes)
@@ -167,11 +183,22 @@ def needs_events(delivery: Delivery, *, role: bool) -> bool:
     return role or delivery.state in _BY_RULES or (delivery.state is State.HELD and delivery.reason != "")
 
 
-def row(delivery: Delivery, viewer: Viewer, right: ReleaseRight, *, role: bool, events: Sequence[Event]) -> Row:
+def row(
+    delivery: Delivery,
+    viewer: Viewer,
+    right: ReleaseRight,
+    *,
+    role: bool,
+    events: Sequence[Event],
+    removal: tuple[datetime | None, bool],
+    now: datetime,
+) -> Row:
     """Return the view model of a delivery for this viewer. ``right``: who may release it.
 
     ``role``: it is for a role mailbox. ``events``: the latest event of each kind, oldest first, if `needs_events`.
+    ``removal``: see `removal_of`.
     """
+    ends_at, is_soon = removal
     message = delivery.message
     other = role or viewer.reader != delivery.recipient
     return Row(
@@ -187,7 +214,13 @@ def row(delivery: Delivery, viewer: Viewer, right: ReleaseRight, *, role: bool, 
         mailbox=shown_address(delivery.address) if other else "",
         by=_by(delivery, events) if role else "",
         rule=_rule(delivery, events) if delivery.state in _BY_RULES else None,
+        ends_at=ends_at,
+        ends_in_days=_days_until(ends_at, now, viewer.zone) if ends_at and is_soon else None,
     )
+
+
+def _days_until(at: datetime, now: datetime, zone: ZoneInfo) -> int:
+    return max(0, (at.astimezone(zone).date() - now.astimezone(zone).date()).days)
 
 
 def _by(delivery: Delivery, events: Sequence[Event]) -> str:

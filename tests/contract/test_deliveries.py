@@ -42,6 +42,8 @@ from tests.contract.helpers import (
     request_release,
 )
 
+CAROL = "carol@example.org"
+
 
 def test_mallory_sees_nothing(store: Store) -> None:
     held = hold(store)
@@ -123,6 +125,26 @@ def test_the_newest_deliveries_are_counted_by_state(store: Store) -> None:
     both = Reader(ALICE, shared={BOB: (ALICE, BOB)})
     assert store.deliveries.counts(both, 10) == Counts({State.HELD: 10, State.DELETED: 1}, complete=True)
     assert store.deliveries.counts(Reader(MALLORY), 10) == Counts({}, complete=True)
+
+
+def test_the_deliveries_before_a_page_are_counted(store: Store) -> None:
+    oldest, *held = [hold(store, recipients=[ALICE, CAROL]) for _ in range(5)]
+    hold(store, recipients=[BOB])
+    delete(store, held[3], now())
+    both = Reader(ALICE, shared={CAROL: (ALICE, BOB)})
+
+    def since(reader: Reader, key: DeliveryId, at_most: int = 10) -> dict[State, int] | None:
+        found = store.deliveries.counts(reader, at_most, since=key).since
+        return {state: number for state, number in found.items() if number} if found is not None else None
+
+    assert store.deliveries.counts(both, 10).since is None
+    assert since(Reader(ALICE), DeliveryId(held[0].id, 0)) == {State.HELD: 3, State.DELETED: 1}
+    assert since(both, DeliveryId(held[0].id, 1)) == {State.HELD: 6, State.DELETED: 1}
+    assert since(both, DeliveryId(held[0].id, 0)) == {State.HELD: 7, State.DELETED: 1}
+    assert since(both, DeliveryId(held[0].id, 0), 5) == {State.HELD: 7, State.DELETED: 1}
+    assert since(both, DeliveryId(held[0].id, 0), 4) is None, "there may be more"
+    assert since(both, DeliveryId(UUID(int=0), 0), 5) is None
+    assert since(both, DeliveryId(oldest.id, 0), 6) == {State.HELD: 9, State.DELETED: 1}
 
 
 def test_a_list_is_newest_first_and_complete_over_its_pages(store: Store) -> None:

@@ -170,11 +170,11 @@ class Deliveries(ABC):
         """Return this reader's deliveries of these messages in order, each with its `last_events`, in one query."""
 
     @abstractmethod
-    def counts(self, reader: Reader, at_most: int, senders: int = 0) -> Counts:
+    def counts(self, reader: Reader, at_most: int, senders: int = 0, since: DeliveryId | None = None) -> Counts:
         """Count the newest deliveries of a reader by state: ``at_most`` of each of their identities.
 
         So it takes as long for a large mailbox as for a small one. With what `released_from` returns, ``senders`` of
-        each identity. Runs one query, for up to 100 identities.
+        each identity, and the deliveries that are not older than ``since``. Runs one query, for up to 100 identities.
         """
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from portal.model.message import Delivery, DeliveryId, Filter
 from portal.model.ranking import Likeness
@@ -45,14 +46,15 @@ class FileDeliveries(SqlDeliveries):
     ) -> Sequence[tuple[Delivery, int]]:
         return candidates(connection_of(session), likeness, wanted, before, examined, at_most)
 
-    def _counts(self, session: Session, identities: Sequence[str], at_most: int, senders: int) -> Sequence[Row]:
+    def _counts(self, session: Session, identities: Sequence[str], **values: Any) -> Sequence[Row]:
         part = (
-            "SELECT :{0}, state, count(*), NULL FROM (SELECT state FROM delivery WHERE recipient = :{0}"
-            " ORDER BY message_id DESC LIMIT :at_most) GROUP BY state"
+            "SELECT :{0}, state, count(*), sum((message_id, number) >= (:since_id, :since_number)), NULL"
+            " FROM (SELECT message_id, number, state FROM delivery WHERE recipient = :{0}"
+            " ORDER BY message_id DESC, number DESC LIMIT :at_most) GROUP BY state"
         )
-        if senders:
+        if values["senders"]:
             part += (
-                " UNION ALL SELECT * FROM (SELECT d.recipient, NULL, NULL, m.header_from FROM delivery d"
+                " UNION ALL SELECT * FROM (SELECT d.recipient, NULL, NULL, NULL, m.header_from FROM delivery d"
                 " CROSS JOIN message m ON m.id = d.message_id WHERE d.recipient = :{0} AND d.state = 'released'"
                 " ORDER BY d.message_id DESC LIMIT :senders)"
             )
@@ -60,7 +62,7 @@ class FileDeliveries(SqlDeliveries):
         for start in range(0, len(identities), _PARTS):
             names = {f"r{n}": each for n, each in enumerate(identities[start : start + _PARTS])}
             union = " UNION ALL ".join(map(part.format, names))
-            found += session.many(union, at_most=at_most, senders=senders, **names)
+            found += session.many(union, **values, **names)
         return found
 
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from portal.model.message import Delivery, DeliveryId, Filter
 from portal.model.ranking import Likeness
@@ -41,14 +42,17 @@ class PostgresDeliveries(SqlDeliveries):
     ) -> Sequence[tuple[Delivery, int]]:
         return candidates(connection_of(session), likeness, wanted, before, examined, at_most)
 
-    def _counts(self, session: Session, identities: Sequence[str], at_most: int, senders: int) -> Sequence[Row]:
-        select = "select recipient, state, n, null from states_of(cast(:identities as text[]), :at_most)"
-        if senders:
+    def _counts(self, session: Session, identities: Sequence[str], **values: Any) -> Sequence[Row]:
+        select = (
+            "select recipient, state, n, n_since, null from states_of(cast(:identities as text[]), :at_most,"
+            " cast(:since_id as uuid), cast(:since_number as int))"
+        )
+        if values["senders"]:
             select += (
-                " union all select recipient, null, null, header_from"
+                " union all select recipient, null, null, null, header_from"
                 " from senders_released_to(cast(:identities as text[]), :senders)"
             )
-        return session.many(select, identities=list(identities), at_most=at_most, senders=senders)
+        return session.many(select, identities=list(identities), **values)
 
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
         found: dict[str, list[str]] = {}

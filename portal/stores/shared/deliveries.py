@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 from uuid import UUID, uuid4
 
 from portal.model.errors import AlreadyDone, NotFound, QuarantineError
@@ -158,24 +160,37 @@ class SqlDeliveries(Deliveries):
         found.sort(key=lambda each: each[0].key)
         return {each.key: (each, _last_of_each_kind(events)) for each, events in found}
 
-    def counts(self, reader: Reader, at_most: int, senders: int = 0) -> Counts:
+    def counts(self, reader: Reader, at_most: int, senders: int = 0, since: DeliveryId | None = None) -> Counts:
+        id, number = since or (None, None)
         with self._engine.reading() as session:
-            rows = self._counts(session, reader.identities, at_most, senders)
-        of: dict[State, int] = {}
-        totals: dict[str, int] = {}
+            rows = self._counts(
+                session, reader.identities, at_most=at_most, senders=senders, since_id=id, since_number=number
+            )
+        of, of_since = Counter[State](), Counter[State]()
+        totals, totals_since = Counter[str](), Counter[str]()
         headers = []
-        for recipient, state, count, header_from in rows:
+        for recipient, state, count, count_since, header_from in rows:
             if state is None:
                 headers.append(header_from)
-            else:
-                of[State(state)] = of.get(State(state), 0) + count
-                totals[recipient] = totals.get(recipient, 0) + count
-        return Counts(of, all(total < at_most for total in totals.values()), tuple(headers))
+                continue
+            of[State(state)] += count
+            totals[recipient] += count
+            of_since[State(state)] += count_since or 0
+            totals_since[recipient] += count_since or 0
+        return Counts(
+            of,
+            all(total < at_most for total in totals.values()),
+            tuple(headers),
+            of_since if since and all(total < at_most for total in totals_since.values()) else None,
+        )
 
     @abstractmethod
-    def _counts(self, session: Session, identities: Sequence[str], at_most: int, senders: int) -> Sequence[Row]:
-        """Return (identity, state, number of deliveries, null) for the newest ``at_most`` of each identity, and
-        (identity, null, null, From header) for the newest ``senders`` that were released to each identity."""
+    def _counts(self, session: Session, identities: Sequence[str], **values: Any) -> Sequence[Row]:
+        """Return (identity, state, number of deliveries, those from one on, null) for the newest ``at_most`` of each
+        identity, and (identity, null, null, null, From header) for the newest ``senders`` that were released to each.
+
+        The one is named by ``since_id`` and ``since_number``; None: there is none.
+        """
 
     def ending(self, state: State, before: datetime, limit: int, after: DeliveryId | None = None) -> Sequence[Ending]:
         with self._engine.reading() as session:

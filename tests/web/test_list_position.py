@@ -1,0 +1,194 @@
+"""The list of messages: which of them a page shows, and which are soon removed."""
+
+from __future__ import annotations
+
+import html
+import re
+from datetime import timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from portal.model.message import DeliveryId, Tier
+from portal.model.schedule import Preferences
+from portal.web import inbox
+from tests.builders import ALICE, BOB, BY_LINK
+from tests.conftest import MakeParts
+from tests.web_client import Browser, Site
+
+INFO = "info@example.org"
+
+
+@pytest.fixture
+def site(make_parts: MakeParts) -> Site:
+    return Site(make_parts(digest__timezone="Europe/Berlin"))
+
+
+def fill(site: Site, count: int, recipients: tuple[str, ...] = (ALICE,)) -> list[DeliveryId]:
+    """Hold so many messages, none of which are near-duplicates."""
+    helds = [
+        site.hold(subject=f"Offer {n * 7919}", header_from=f"<a@n{n}.example.net>", recipients=recipients, score=20 + n)
+        for n in range(count)
+    ]
+    return [DeliveryId(each.id, 0) for each in helds]
+
+
+def position(page: str) -> str:
+    found = re.search(r'<span class="at">([^<]*)</span>', page)
+    return found[1] if found else ""
+
+
+def page_after(browser: Browser, page: str, rel: str) -> str:
+    found = re.search(rf'href="([^"]*)" rel="{rel}"', page)
+    return browser.get(html.unescape(found[1])).text if found else ""
+
+
+def walk(browser: Browser, path: str, rel: str = "next") -> list[str]:
+    """Return the position of this page and of all that follow."""
+    page, found = browser.get(path).text, []
+    while page:
+        found.append(position(page))
+        page = page_after(browser, page, rel)
+    return found
+
+
+@pytest.mark.parametrize("order", ["newest", "likely"])
+def test_a_page_says_which_messages_of_how_many_it_shows(site: Site, order: str) -> None:
+    fill(site, 60)
+    browser = site.signed_in(ALICE)
+    assert walk(browser, f"/?order={order}") == ["1–25 of 60", "26–50 of 60", "51–60 of 60"]
+    last = browser.get("/").text
+    while further := page_after(browser, last, "next"):
+        last = further
+    middle = page_after(browser, last, "prev")
+    assert [position(middle), position(page_after(browser, middle, "prev"))] == ["26–50 of 60", "1–25 of 60"]
+    assert walk(browser, "/?size=100") == [""], "a single page has no pager"
+
+
+def test_the_position_is_counted_anew_on_each_page(site: Site) -> None:
+    """Messages that were held or deleted in the meantime do not make it wrong."""
+    helds = fill(site, 60)
+    browser = site.signed_in(ALICE)
+    second = re.search(r'href="([^"]*)" rel="next"', browser.get("/").text)
+    assert second
+    for key in helds[-3:]:
+        site.parts.actions.delete(*key, BY_LINK)
+    assert position(browser.get(html.unescape(second[1])).text) == "23–47 of 57"
+    fill(site, 5)
+    assert position(browser.get(html.unescape(second[1])).text) == "28–52 of 62"
+
+
+def test_similar_messages_in_one_row_are_counted(site: Site) -> None:
+    for _ in range(30):
+        site.hold(subject="The same offer")
+    fill(site, 30)
+    browser = site.signed_in(ALICE)
+    assert walk(browser, "/") == ["1–25 of 60", "26–50 of 60", "51–60 of 60"]
+    assert walk(browser, "/?order=likely") == ["1–54 of 60", "55–60 of 60"]
+
+
+@pytest.mark.parametrize("query", ["?q=offer", "?sender=example.net", "?mailbox=alice@example.org"])
+def test_a_search_does_not_say_how_many_there_are_before_it_knows(site: Site, query: str) -> None:
+    fill(site, 60)
+    browser = site.signed_in(ALICE)
+    positions = ["1–25 of more than 25", "26–50 of more than 50", "51–60 of 60"]
+    assert walk(browser, f"/{query}") == positions
+    last = browser.get(f"/{query}").text
+    while further := page_after(browser, last, "next"):
+        last = further
+    middle = page_after(browser, last, "prev")
+    assert [position(middle), position(page_after(browser, middle, "prev"))] == positions[1::-1]
+    assert walk(browser, f"/{query}&select=matching")[0] == "1–25 of 60"
+
+
+def test_a_large_mailbox_has_more_messages_than_are_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "_COUNTED", 40)
+    fill(site, 110)
+    positions = walk(site.signed_in(ALICE), "/")
+    assert positions[:2] == ["1–25 of more than 40", "26–50 of more than 50"]
+    assert positions[2:] == ["51–75 of more than 75", "76–100 of more than 100", "101–110 of 110"]
+
+
+def test_the_position_in_several_mailboxes(make_parts: MakeParts, tmp_path: Path) -> None:
+    (tmp_path / "virtual").write_text(f"{INFO} {ALICE}, {BOB}\n")
+    site = Site(make_parts(people__alias_file=tmp_path / "virtual"))
+    for _ in range(4):
+        fill(site, 10, (INFO,))
+        fill(site, 5)
+    browser = site.signed_in(ALICE)
+    assert walk(browser, "/") == ["1–25 of 60", "26–50 of 60", "51–60 of 60"]
+    assert walk(site.signed_in(BOB), "/") == ["1–25 of 40", "26–40 of 40"]
+
+
+@pytest.mark.parametrize("odd", ["at=x", "at=-3", "at=99999999", "at=7", "trail=-_x~x_7~-_7", "trail=" + "-~" * 400])
+def test_addresses_with_odd_positions_show_the_list(site: Site, odd: str) -> None:
+    fill(site, 60)
+    assert position(site.signed_in(ALICE).get(f"/?{odd}").text) == "1–25 of 60"
+
+
+# ---- removal
+
+
+def ends(page: str) -> list[str]:
+    return re.findall(r'<span class="ends">([^<]*)</span>', page)
+
+
+def test_a_row_says_when_its_message_is_soon_removed(site: Site) -> None:
+    days = site.parts.settings.store.retention_days
+    for left in (20, 6, 4, 3, 1, 0):
+        site.hold(
+            at=site.now - timedelta(days=days - left), subject=f"Ends in {left}", header_from=f"<a@n{left}.example>"
+        )
+    assert ends(site.signed_in(ALICE).get("/").text) == [
+        "Removed in 4 days",
+        "Removed in 3 days",
+        "Removed tomorrow",
+        "Removed today",
+    ]
+    site.pass_time(days=1)
+    assert ends(site.signed_in(ALICE).get("/").text)[:3] == [
+        "Removed in 5 days",
+        "Removed in 3 days",
+        "Removed in 2 days",
+    ]
+
+
+def test_days_until_the_removal_are_those_of_the_reader(site: Site) -> None:
+    """At 20:00 UTC, what ends four hours later ends tomorrow in Berlin and today in New York."""
+    site.now = site.now.replace(hour=20, minute=0, second=0)
+    site.hold(at=site.now - timedelta(days=site.parts.settings.store.retention_days) + timedelta(hours=4, minutes=30))
+    browser = site.signed_in(ALICE)
+    assert ends(browser.get("/").text) == ["Removed tomorrow"]
+    site.store.recipients.set_preferences(ALICE, Preferences(timezone="America/New_York"))
+    assert ends(browser.get("/").text) == ["Removed today"]
+
+
+def test_of_a_short_retention_only_the_last_third_is_soon(make_parts: MakeParts) -> None:
+    site = Site(make_parts(store__retention_days=6))
+    for age in range(6):
+        site.hold(at=site.now - timedelta(days=age), subject=f"Age {age}", header_from=f"<a@n{age}.example>")
+    assert ends(site.signed_in(ALICE).get("/").text) == ["Removed in 2 days", "Removed tomorrow"]
+
+
+def test_only_what_can_still_be_lost_is_soon_removed(site: Site) -> None:
+    """A requested message is kept until somebody answers, and a released one was delivered."""
+    at = site.now - timedelta(days=site.parts.settings.store.retention_days - 2)
+    deleted, requested = site.hold(at=at), site.hold(Tier.DANGEROUS, at=at)
+    site.parts.actions.delete(deleted.id, 0, BY_LINK)
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/messages/{requested.id}/").text
+    assert "<b>Removed in 2 days.</b>" in page and "<dt>Removed on</dt>" in page
+    site.parts.actions.request_release(requested.id, 0, BY_LINK)
+    assert ends(browser.get("/?state=deleted").text) == ["Removed in 2 days"]
+    assert ends(browser.get("/?state=requested").text) == []
+    page = browser.get(f"/messages/{requested.id}/").text
+    assert "Removed in" not in page and "<dt>Removed on</dt>" not in page
+
+
+def test_the_page_of_a_message_says_on_which_day_it_is_removed(site: Site) -> None:
+    held = site.hold(at=site.now - timedelta(days=1))
+    page = site.signed_in(ALICE).get(f"/messages/{held.id}/").text
+    end = site.delivery(held).message.held_at + timedelta(days=site.parts.settings.store.retention_days)
+    day = end.astimezone(ZoneInfo("Europe/Berlin")).day
+    assert re.search(rf"<dt>Removed on</dt>\s*<dd>{day} ", page) and "<b>Removed" not in page
