@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 
 from portal.assemble import Parts
 from portal.model.message import State
-from tests.builders import ALICE
+from tests.builders import ALICE, BY_LINK
 from tests.system.local_site import LocalSite, local_site, sign_in
 
 pytestmark = pytest.mark.system
@@ -112,6 +112,50 @@ def test_what_has_the_focus_is_not_covered_on_the_way_back(site: LocalSite, page
         page.keyboard.press("Shift+Tab")
         text, seen, shows = page.evaluate(FOCUSED)
         assert seen > 0 and shows, text
+
+
+LONG = b"Content-Type: text/plain\r\n\r\n" + b"A line of a long message\r\n" * 200
+# Whether the way back and the first button are seen at the top of the window.
+HEAD = """() => [".back a", ".first button"].map(selector => {
+    const box = document.querySelector(selector).getBoundingClientRect();
+    return box.top >= 0 && box.bottom <= 120 && box.height >= 44;
+})"""
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_what_has_the_focus_is_not_covered_by_the_head_of_a_message(site: LocalSite, page: Page) -> None:
+    """WCAG 2.2, 2.4.11: forth and back, with the head that stays at the top of the window."""
+    held = site.hold(data=LONG, subject="A long message")
+    site.parts.actions.delete(held.id, 0, BY_LINK)
+    site.parts.actions.restore(held.id, 0, BY_LINK)
+    page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
+    tab_to(page, "footer a")
+    assert page.evaluate(HEAD) == [True, True]
+    texts: list[str] = []
+    while "Skip to the content" not in texts:
+        page.keyboard.press("Shift+Tab")
+        text, seen, shows = page.evaluate(FOCUSED)
+        texts.append(text)
+        assert seen > 0 and shows, texts
+        assert len(texts) < 60
+    assert any(text.startswith("Release") for text in texts) and "All held messages" in texts
+    below = page.locator("main :is(a, button, summary, input, .text):visible")
+    for number in range(below.count()):
+        below.nth(number).evaluate("one => { scrollBy(0, one.getBoundingClientRect().top - 20); one.focus(); }")
+        text, seen, _ = page.evaluate(FOCUSED)
+        assert seen > 0, text
+
+
+@pytest.mark.parametrize(("width", "height", "stays"), [(390, 844, True), (844, 390, False), (1280, 800, True)])
+def test_the_head_of_a_message_stays_in_sight_unless_the_screen_is_low(
+    site: LocalSite, page: Page, height: int, stays: bool
+) -> None:
+    held = site.hold(data=LONG)
+    page.set_viewport_size({"width": page.viewport_size["width"] if page.viewport_size else 0, "height": height})
+    page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
+    page.locator("footer").scroll_into_view_if_needed()
+    assert page.evaluate(HEAD) == [stays, stays]
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.fixture
