@@ -165,13 +165,12 @@ def preview(
 
     ``people`` None: all recipients with news. Claims nothing.
     """
-    held_back = HeldBack(parts.store, MassRights(parts.staff), now)
+    held_back = HeldBack.at(parts.store, MassRights(parts.staff), now)
     for who in recipients_with_news(parts) if people is None else people:
         reason, deliveries = skip_reason(parts, who), tuple[Delivery, ...]()
         if not reason:
-            reader = parts.people.reader(who)
-            found = parts.store.digests.unannounced(reader, max_deliveries)
-            deliveries = held_back.left(reader, found)
+            found = parts.store.digests.unannounced(parts.people.reader(who), max_deliveries)
+            deliveries = held_back.left(found)
             reason = HELD_BACK if found else "no unannounced messages"
         yield who, deliveries, "" if deliveries else reason
 

@@ -230,10 +230,10 @@ class Run:
             allowed: list[Digest] = []
             postponed: list[Unsent] = []  # otherwise every tick would claim the same recipients first
             now = self.clock()
-            held_back = HeldBack(self.parts.store, MassRights(self.parts.staff), now)
+            held_back = HeldBack.at(self.parts.store, MassRights(self.parts.staff), now)
             last_sent = self.parts.store.digests.last_sent([digest.recipient for digest in digests])
             for digest in digests:
-                left = held_back.left(digest.effective_reader, digest.deliveries)
+                left = held_back.left(digest.deliveries)
                 again: datetime | None = None
                 if not self.may_notify(digest.recipient):
                     again = now + RECHECK_AFTER

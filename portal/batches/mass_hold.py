@@ -1,50 +1,60 @@
 """Deliveries that mass acts hold back from digests and notices until they have ended.
 
-Nothing is marked in the store, so nothing can stay hidden: a claimed digest leaves out what the search of a job finds
-that has not ended, if the person or token that confirmed it may act on it now. These deliveries stay unannounced, and a
-later digest lists those that are still held. Messages that the index of symbols does not have yet are announced.
+Nothing is marked in the store, so nothing can stay hidden: a claimed digest leaves out what a job that has not ended
+would find, if the person or token that confirmed it may act on it now. These deliveries stay unannounced, and a later
+digest lists those that are still held. They are compared with the criteria here, without a search, so that a page or
+digest takes no statement for each job. Jobs that search by a rule hold nothing back: only the store knows which rule
+decided a delivery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import takewhile
+from typing import Any
+from uuid import UUID
 
 from portal.batches.batch import Progress
 from portal.batches.mass import HOLDING_BACK, KIND, MassAct
 from portal.batches.mass_rights import MassRights
-from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, domain
+from portal.model.message import Delivery, domain
 from portal.policy.staff import Member
 from portal.stores import Store
+from portal.stores.facets import matcher
 
 HELD_BACK_MAX = timedelta(days=1)  # after the confirmation: a job that is paused and forgotten must not hide mail
 RECHECK_AFTER = timedelta(minutes=5)  # of a digest that waits because messages are held back
-_PAGE = 500
 
 
 class HeldBack:
     """The deliveries that are held back at a time."""
 
-    def __init__(self, store: Store, rights: MassRights, now: datetime) -> None:
-        """Raises StoreUnavailable."""
-        self._store = store
+    def __init__(self, jobs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], rights: MassRights) -> None:
+        """``jobs``: the arguments and progress of unfinished mass acts. Raises StoreUnavailable."""
         self._rights = rights
-        self._acts: list[tuple[MassAct, Member | None]] = []
-        for job in takewhile(lambda job: now - job.created_at < HELD_BACK_MAX, store.jobs.each(KIND, unfinished=True)):
-            mass, is_mailing = MassAct.from_json(job.arguments), Progress.from_json(job.progress).ends_as != ""
-            if mass.hold_back and mass.act in HOLDING_BACK and not is_mailing:
-                self._acts.append((mass, rights.member(mass)))
+        self._acts: list[tuple[MassAct, Member | None, Callable[[Delivery], bool]]] = []
+        members: dict[tuple[str, str, UUID | None], Member | None] = {}
+        for arguments, progress in jobs:
+            mass, is_mailing = MassAct.from_json(arguments), Progress.from_json(progress).ends_as != ""
+            if not mass.hold_back or mass.act not in HOLDING_BACK or is_mailing or mass.criteria.rule is not None:
+                continue
+            who = (mass.member, mass.method, mass.token)
+            if who not in members:
+                members[who] = rights.member(mass)
+            self._acts.append((mass, members[who], matcher(mass.criteria)))
 
-    def left(self, reader: Reader, deliveries: Sequence[Delivery]) -> tuple[Delivery, ...]:
-        """Return those of a reader's deliveries that are not held back. Raises StoreUnavailable."""
+    @classmethod
+    def at(cls, store: Store, rights: MassRights, now: datetime) -> HeldBack:
+        """Read what is held back at a time. Raises StoreUnavailable."""
+        recent = takewhile(lambda job: now - job.created_at < HELD_BACK_MAX, store.jobs.each(KIND, unfinished=True))
+        return cls(((job.arguments, job.progress) for job in recent), rights)
+
+    def left(self, deliveries: Sequence[Delivery]) -> tuple[Delivery, ...]:
+        """Return those of these held deliveries that are not held back."""
         left = tuple(deliveries)
-        for mass, member in self._acts:
-            able = [each for each in left if self._may_act(mass, member, each)]
-            found = self._found(reader, mass.criteria, able) if able else set()
-            able = [each for each in able if each.key in found]
-            left = tuple(each for each in left if each not in able)
+        for mass, member, fits in self._acts:
+            left = tuple(each for each in left if not (self._may_act(mass, member, each) and fits(each)))
         return left
 
     def _may_act(self, mass: MassAct, member: Member | None, delivery: Delivery) -> bool:
@@ -52,19 +62,3 @@ class HeldBack:
         host, state = domain(delivery.recipient), delivery.state
         tiers = {delivery.message.tier, delivery.message.verdict_tier}
         return all(self._rights.obstacle(mass.act, member, host, tier, state) is None for tier in tiers)
-
-    def _found(self, reader: Reader, wanted: Filter, deliveries: Sequence[Delivery]) -> set[DeliveryId]:
-        """Return what a search finds of a reader's deliveries, as far as it can be completed now."""
-        since = min(each.message.held_at for each in deliveries)
-        since = max(since, wanted.since) if wanted.since else since
-        if wanted.states and State.HELD not in wanted.states:
-            return set()
-        if wanted.recipient is not None:
-            reader = reader.limited_to((wanted.recipient, *wanted.also))
-        wanted = replace(wanted, states=frozenset({State.HELD}), since=since)
-        found: set[DeliveryId] = set()
-        page = self._store.deliveries.matching(reader, wanted, _PAGE)
-        while page.indexed and page.next is not None:
-            found |= {each.key for each in page.deliveries}
-            page = self._store.deliveries.matching(reader, wanted, _PAGE, page.next)
-        return found | {each.key for each in page.deliveries}

@@ -17,7 +17,7 @@ from portal.assemble import Parts
 from portal.digests.compose import digest_mail
 from portal.model.links import PLACEHOLDER_PATTERN, Placeholders
 from portal.stores.records import Upcoming
-from portal.stores.senders import known_senders
+from portal.stores.senders import addresses_in
 
 _LINK = re.compile(rf"/link/{PLACEHOLDER_PATTERN}/[^\s\"]*")
 _HREF = re.compile(rf'href="[^"]*{_LINK.pattern}"')
@@ -43,7 +43,7 @@ def preview(parts: Parts, upcoming: Upcoming, now: datetime) -> Preview:
     Raises SettingsError without mail.from_address; StoreUnavailable.
     """
     digest, no_links = upcoming.digest, Placeholders(parts.links.lifetime)
-    known = known_senders(parts.store, [digest.effective_reader]).get(digest.recipient, ())
+    known = addresses_in(upcoming.released_from)
     composed = digest_mail(parts, digest, now, digest.id, known, upcoming.is_first, links=no_links)
     mail = message_from_bytes(composed.as_bytes(), policy=SMTP.clone(utf8=True))
     html = _HREF.sub(_NO_LINK, _part(mail, "html")).replace("</head>", _STYLE, 1).replace("<body", _BODY, 1)

@@ -10,15 +10,16 @@ import hashlib
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 from uuid import UUID
 
-from portal.model.message import DeliveryId, Filter, Message, Tier, domain
+from portal.model.message import Delivery, DeliveryId, Filter, Message, Tier, domain
 from portal.model.sender import from_address
 from portal.stores import search
-from portal.stores.search import Terms, between
+from portal.stores.search import Terms, between, matches
 
 SYMBOL_CHARS = 60
 _SIZES_PER_OCTAVE = 8
@@ -121,6 +122,49 @@ def _groups(wanted: Filter) -> list[tuple[str, ...]] | None:
     if wanted.rule is not None:
         groups.append((_hashed("=u", wanted.rule),))
     return groups
+
+
+def matcher(wanted: Filter) -> Callable[[Delivery], bool]:
+    """Return a function that says of a delivery whether a search finds it, without the store.
+
+    It does not check ``rule`` and ``like``, for which the store is needed.
+    """
+    groups = wanted_terms(replace(wanted, rule=None))
+    symbols = {name[:SYMBOL_CHARS].lower() for name in wanted.symbols}
+    recipients = {wanted.recipient, *wanted.also}
+
+    def fits(delivery: Delivery) -> bool:
+        message, recipient = delivery.message, delivery.recipient
+        if groups is None or (wanted.states and delivery.state not in wanted.states):
+            return False
+        if wanted.recipient is not None and recipient not in recipients:
+            return False
+        if wanted.domains is not None and domain(recipient) not in wanted.domains:
+            return False
+        if (wanted.since and message.held_at < wanted.since) or (wanted.until and message.held_at >= wanted.until):
+            return False
+        row = facet_row(message, [recipient], ())
+        if not symbols <= {name.lower() for name, _ in row.symbols}:
+            return False
+        if wanted.sender_domain not in (None, row.sender_domain) or (
+            wanted.actions and row.action not in wanted.actions
+        ):
+            return False
+        if (wanted.size_min or 0) > row.size_bytes or (
+            wanted.size_max is not None and row.size_bytes > wanted.size_max
+        ):
+            return False
+        return search.has_one_of_each(groups, [*_terms(message, recipient), *row.terms]) and matches(wanted, delivery)
+
+    return fits
+
+
+def _terms(message: Message, recipient: str) -> Sequence[str]:
+    """Return the terms of a message that are not of its facets."""
+    return search.terms(
+        message.subject, message.envelope_sender, message.header_from, message.tier, message.score, [recipient],
+        message.attachments,
+    )  # fmt: skip
 
 
 def pack(points: Iterable[SymbolPoints]) -> bytes:

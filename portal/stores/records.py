@@ -215,7 +215,8 @@ class Upcoming:
     stopped_at: datetime | None = None  # when the recipient stopped digests
     due_at: datetime | None = None  # None: not scheduled yet
     is_first: bool = True  # the recipient was sent none before
-    has_jobs: bool = True  # False: no background job is unfinished, so none holds deliveries back
+    jobs: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()  # arguments and progress of unfinished jobs
+    released_from: tuple[str, ...] = ()  # From headers of mail that was released to the reader
 
 
 @dataclass(frozen=True, slots=True)

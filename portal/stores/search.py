@@ -264,10 +264,11 @@ def names_from(stored: str | None) -> tuple[str, ...]:
 def has_terms(groups: str, terms: str) -> bool:
     """Return whether a message with these terms, separated by blanks, has one of each group; ``groups``: JSON of
     `Terms`."""
-    return _has_one_of_each(_groups_of(groups), terms.split(" "))
+    return has_one_of_each(_groups_of(groups), terms.split(" "))
 
 
-def _has_one_of_each(groups: Iterable[Sequence[str]], found: Sequence[str]) -> bool:
+def has_one_of_each(groups: Iterable[Sequence[str]], found: Sequence[str]) -> bool:
+    """Return whether one of these terms fits each group."""
     return all(
         any(word.startswith(term[:-1]) if term.endswith("*") else word == term for term in group for word in found)
         for group in groups
@@ -288,7 +289,7 @@ def _has_words(groups: Iterable[Sequence[str]], texts: Texts) -> bool:
     if any(all(term.rstrip("*") not in folded for term in group) for group in groups):
         return False
     found = [*words(subject, SUBJECT_WORDS), *words(sender, SENDER_WORDS), *words(names, ATTACHMENT_WORDS)]
-    return _has_one_of_each(groups, found)
+    return has_one_of_each(groups, found)
 
 
 def needs_filtering(wanted: Filter) -> bool:
@@ -307,7 +308,7 @@ def has_texts(wanted: Filter, texts: Texts) -> bool:
     if '"' in wanted.words.translate(_QUOTES) and not _has_phrases(wanted.words, texts):
         return False
     groups = (_word_groups(wanted.attachment) or [("=",)]) if wanted.attachment else []  # "=": no word
-    if groups and not _has_one_of_each(groups, attachment_words(texts.attachments)):
+    if groups and not has_one_of_each(groups, attachment_words(texts.attachments)):
         return False
     part = fold(wanted.sender or "")
     return part in fold(texts.envelope_sender or "") or part in fold(texts.header_from)

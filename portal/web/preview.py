@@ -11,7 +11,8 @@ from datetime import datetime
 
 from bottle import HTTPResponse
 
-from portal.batches.mass_hold import HeldBack
+from portal.batches.mass import KIND
+from portal.batches.mass_hold import HELD_BACK_MAX, HeldBack
 from portal.batches.mass_rights import MassRights
 from portal.digests.compose import DELIVERIES
 from portal.digests.preview import Preview, preview
@@ -73,12 +74,12 @@ class DigestPreview:
         """Return the digest that would be sent now, its plan, and why none would be sent ("" if one would be)."""
         parts = self._pages.parts
         reader = parts.people.reader(recipient)
-        upcoming = parts.store.digests.upcoming(reader, now, DELIVERIES)
+        upcoming = parts.store.digests.upcoming(reader, now, DELIVERIES, kind=KIND, jobs_since=now - HELD_BACK_MAX)
         digest = upcoming.digest
         plan = parts.domains.plan(recipient, digest.preferences)
         obstacle = _obstacle(upcoming, plan, now)
-        if not obstacle and upcoming.has_jobs:
-            left = HeldBack(parts.store, MassRights(parts.staff), now).left(reader, digest.deliveries)
+        if not obstacle and upcoming.jobs:
+            left = HeldBack(upcoming.jobs, MassRights(parts.staff)).left(digest.deliveries)
             upcoming = replace(upcoming, digest=replace(digest, deliveries=left))
             obstacle = "" if left else _HELD_BACK
         return upcoming, plan, obstacle

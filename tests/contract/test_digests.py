@@ -612,6 +612,18 @@ def test_upcoming_claims_nothing(store: Store) -> None:
     assert len(send_digest(store, ALICE, at)) == 1
 
 
+def test_the_next_digest_knows_whose_mail_was_released(store: Store) -> None:
+    hers = [hold(store, recipients=[ALICE], header_from=f"Ä{n} <a{n}@b.example>") for n in range(2)]
+    his = hold(store, recipients=[BOB], header_from='"B" <b@b.example>')
+    hold(store, header_from="<c@b.example>")
+    for held in (*hers, his):
+        release(store, held, now())
+    both = Reader(ALICE, shared={BOB: (ALICE, BOB)})
+    for reader, names in ((Reader(ALICE), [ALICE]), (both, [ALICE, BOB]), (Reader(MALLORY), [MALLORY])):
+        expected = [header for each in store.deliveries.released_from(names, 9).values() for header in each]
+        assert sorted(store.digests.upcoming(reader, now(), 10).released_from) == sorted(expected)
+
+
 def test_the_last_digest_can_be_looked_up(store: Store) -> None:
     helds, at = [hold(store) for _ in range(3)], now()
     assert store.digests.last(ALICE) is None

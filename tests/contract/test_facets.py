@@ -10,6 +10,7 @@ import pytest
 
 from portal.model.message import DeliveryId, Filter, Scan, ScanOutcome, Start, State, Symbol, Tier
 from portal.stores import Store
+from portal.stores.facets import matcher
 from portal.stores.records import GroupBy, Total
 from portal.stores.shared import facets as shared
 from tests.builders import ALICE, BOB, BY_OPERATOR, hold, mail, now, rule
@@ -23,6 +24,12 @@ def found(store: Store, limit: int = 7, **wanted: Any) -> list[UUID]:
     pages = every_page(lambda before: store.facets.page(Filter(**wanted), limit, before))
     assert len(pages) == store.facets.count(Filter(**wanted)).count
     return list(dict.fromkeys(delivery.id for delivery in pages))
+
+
+def fitting(store: Store, **wanted: Any) -> list[UUID]:
+    """Return the ids of the messages that fit without a search, newest first."""
+    fits = matcher(Filter(**wanted))
+    return list(dict.fromkeys(each.id for each in store.facets.page(Filter(), 100).deliveries if fits(each)))
 
 
 def names(store: Store, by: GroupBy, **wanted: Any) -> dict[str, int]:
@@ -46,6 +53,9 @@ def names(store: Store, by: GroupBy, **wanted: Any) -> dict[str, int]:
         {"domains": frozenset({"example.com", "example.edu"})},
         {"symbols": ("FUZZY_DENIED",), "words": '"a bargain"', "sender": "hop.ex", "score_min": 20, "score_max": 20.5},
         {"symbols": ("FUZZY_DENIED",), "recipient": "carol@example.com", "tiers": frozenset({Tier.SUSPICIOUS})},
+        {"recipient": "x@example.com", "also": ("carol@example.com",), "states": frozenset({State.HELD})},
+        {"domains": frozenset({"example.com"}), "words": "barg"},
+        {"domains": frozenset({"example.com"}), "since": now() - DAY, "until": now() + DAY},
     ],
 )  # fmt: skip
 def test_each_criterion_finds_its_messages(store: Store, wanted: dict[str, Any]) -> None:
@@ -62,7 +72,7 @@ def test_each_criterion_finds_its_messages(store: Store, wanted: dict[str, Any])
         score=20.4,
     )
     hold(store, client_ip="2001:db8::1")
-    assert found(store, **wanted) == [held.id]
+    assert found(store, **wanted) == fitting(store, **wanted) == [held.id]
 
 
 @pytest.mark.parametrize(
@@ -82,11 +92,17 @@ def test_each_criterion_finds_its_messages(store: Store, wanted: dict[str, Any])
         {"actions": frozenset({"reject"}), "sender": "nobody"},
         {"actions": frozenset({"reject"}), "words": '"promo offer"'},
         {"actions": frozenset({"reject"}), "score_min": 17.6},
+        {"actions": frozenset({"reject"}), "states": frozenset({State.DELETED})},
+        {"actions": frozenset({"reject"}), "words": "fer"},
+        {"actions": frozenset({"reject"}), "recipient": "carol@example.com"},
+        {"domains": frozenset({"example.org"}), "until": now() - DAY},
+        {"domains": frozenset({"example.org"}), "since": now() + DAY},
     ],
 )  # fmt: skip
 def test_other_messages_are_not_found(store: Store, wanted: dict[str, Any]) -> None:
     hold(store)
     assert found(store, **wanted) == []
+    assert fitting(store, **wanted) == [] or "rule" in wanted
     assert store.facets.count(Filter()) == Total(2, exact=True)
 
 

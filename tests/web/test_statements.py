@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -12,11 +14,12 @@ from portal.assemble import Parts
 from portal.batches.batch import Act
 from portal.batches.mass import KIND, MassAct
 from portal.model.links import Action
-from portal.model.message import ANY, Symbol, Tier
+from portal.model.message import ANY, Filter, Symbol, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import search
 from portal.web import inbox
-from tests.builders import ALICE, BOB, BY_OPERATOR, digesting, rule
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting, rule
+from tests.flows.masses import BY_SHELL, BY_STAFF, masses
 from tests.statements import Statements
 from tests.web_client import Site
 
@@ -152,6 +155,27 @@ def test_pages_of_links_take_few_statements(site: Site, statements: Statements, 
     with statements.of() as queries:
         assert site.browser().get(site.parts.links.url(action, of, 0, digest.issued_at)).status == 200
     assert len(queries) <= FEW, "\n".join(queries)
+
+
+@pytest.mark.parametrize("by", ["", MALLORY], ids=["shell", "staff"])
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_previews_of_a_digest_take_few_statements_while_jobs_hold_messages_back(
+    site: Site, statements: Statements, by: str, jobs: int
+) -> None:
+    site.store.staff.give(Grant(MALLORY, Role.ADMINISTRATOR, EVERYWHERE, site.now, BY_OPERATOR))
+    for number in range(9):
+        symbols = (Symbol("BAYES_SPAM", 5.0), Symbol(f"S{number % 3}", 1.0))
+        site.hold(subject=f"Offer {'abcdefghi'[number]}.", symbols=symbols)
+    for number in range(jobs - 1, -1, -1):
+        mass = MassAct(Act.DELETE, Filter(symbols=(f"s{number}",)), "", 3, "Reason", by, hold_back=True)
+        masses(site).start(mass, BY_STAFF if by else BY_SHELL, uuid4())
+    browser = site.signed_in(ALICE)
+    left = [] if jobs == 3 else ["b", "c", "e", "f", "h", "i"]
+    for path in ("/preferences/digest?as=text", "/preferences/digest/html"):
+        with statements.of() as queries:
+            page = browser.get(path).text
+        assert sorted(set(re.findall(r"Offer (\w)\.", page))) == left
+        assert len(queries) <= FEW, "\n".join(queries)
 
 
 CONSOLE = (

@@ -99,10 +99,14 @@ class Digests(ABC):
         """Return the deliveries that a claimed digest would hold, without claiming it."""
 
     @abstractmethod
-    def upcoming(self, reader: Reader, now: datetime, limit: int) -> Upcoming:
+    def upcoming(
+        self, reader: Reader, now: datetime, limit: int, *, kind: str = "", jobs_since: datetime | None = None
+    ) -> Upcoming:
         """Return the digest that a claim at ``now`` would yield for this reader, whatever the schedule.
 
-        Changes nothing: the digest has no lease and cannot be settled.
+        Changes nothing: the digest has no lease and cannot be settled. It comes with what else its preview needs, so
+        that this takes no more statements: whose mail was released to the reader, see `KNOWN_MAX`, and the unfinished
+        jobs of a kind that were queued after ``jobs_since``.
         """
 
     @abstractmethod

@@ -55,6 +55,14 @@ _OPEN = (
 class FileDigests(SqlDigests):
     """See `Digests`. Deliveries whose mail file is missing are left out."""
 
+    _jobs = "json_group_array(json_array(arguments, progress))"
+    _released_from = (
+        "SELECT json_group_array(h.value) FROM json_each(:identities) i CROSS JOIN json_each((SELECT"
+        " json_group_array(header_from) FROM (SELECT m.header_from FROM delivery d"
+        " CROSS JOIN message m ON m.id = d.message_id WHERE d.recipient = i.value AND d.state = 'released'"
+        " ORDER BY d.message_id DESC LIMIT :most))) h"
+    )
+
     def __init__(self, engine: SqliteEngine, mail: MailFiles, outcomes: Outcomes) -> None:
         super().__init__(engine, outcomes)
         self._mail = mail

@@ -51,6 +51,11 @@ class PostgresDigests(SqlDigests):
     """See `Digests`."""
 
     _announced = ", message_ids, numbers"
+    _jobs = "cast(json_agg(json_build_array(arguments, progress)) as text)"
+    _released_from = (
+        "select cast(json_agg(header_from) as text) from senders_released_to("
+        "array(select json_array_elements_text(cast(:identities as json))), :most)"
+    )
 
     def __init__(self, database: Database, outcomes: Outcomes) -> None:
         super().__init__(PostgresEngine(database), outcomes)

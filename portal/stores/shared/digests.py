@@ -18,6 +18,7 @@ from portal.stores import lifecycle
 from portal.stores.contracts import Digests
 from portal.stores.lifecycle import address_of
 from portal.stores.records import Digest, DigestRequest, LinkOpen, NoticeClaim, Person, Unsent, Upcoming
+from portal.stores.senders import KNOWN_MAX
 from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.recipients import HAS_NEWS, person_of_digest
 from portal.stores.shared.session import Engine, Row, Session
@@ -34,11 +35,12 @@ _DIGEST = (
 )
 
 _UPCOMING = (
-    "select address, digest_id, preferences, failures, stopped_at, next_digest_at, not exists (select 1 from digest"
-    " where digest.recipient = recipient.recipient and sent_at is not null and not is_notice) as is_first,"
-    " exists (select 1 from job where finished_at is null) as has_jobs,"
-    " (select listed from digest where digest.id = recipient.digest_id) as listed"
-    " from recipient where recipient = :recipient"
+    "select r.address, r.digest_id, r.preferences, r.failures, r.stopped_at, r.next_digest_at,"
+    " not exists (select 1 from digest where digest.recipient = :recipient and sent_at is not null and not is_notice)"
+    " as is_first, (select {1} from job where kind = :kind and finished_at is null and created_at > :jobs_since)"
+    " as jobs,"
+    " (select listed from digest where digest.id = r.digest_id) as listed, ({0}) as released_from"
+    " from (select 1) one left join recipient r on r.recipient = :recipient"
 )
 _LAST = (
     "where recipient = :recipient and sent_at is not null and not is_notice order by issued_at desc, id desc limit 1"
@@ -91,6 +93,8 @@ _NOTICE_OVERLAP = timedelta(minutes=10)
 class SqlDigests(Digests):
     """See `Digests`."""
 
+    _released_from: str  # selects the From headers of `Upcoming.released_from` as JSON, null without any
+    _jobs: str  # the same of `Upcoming.jobs`
     _announced = ""  # columns of a digest that `_announced_by` takes, after a comma
 
     def __init__(self, engine: Engine, outcomes: Outcomes) -> None:
@@ -183,17 +187,38 @@ class SqlDigests(Digests):
     ) -> Sequence[Delivery]:
         """Return the deliveries that a digest announced and that are still kept, oldest first. Takes one statement."""
 
-    def upcoming(self, reader: Reader, now: datetime, limit: int) -> Upcoming:
+    def upcoming(
+        self, reader: Reader, now: datetime, limit: int, *, kind: str = "", jobs_since: datetime | None = None
+    ) -> Upcoming:
         who = reader.identity
         with self._engine.reading() as session:
-            row = session.one(_UPCOMING, recipient=who)
-        unknown = (who, None, None, 0, None, None, True, True, None)
-        address, id, preferences, failures, stopped_at, due_at, is_first, has_jobs, listed = row or unknown
+            row = session.one(
+                _UPCOMING.format(self._released_from, self._jobs),
+                recipient=who,
+                identities=json.dumps(reader.identities),
+                most=KNOWN_MAX,
+                kind=kind,
+                jobs_since=jobs_since or now,
+            )
+        assert row is not None  # noqa: S101 - there is one for each recipient, known or not
+        address, id, preferences, failures, stopped_at, due_at, is_first, jobs, listed, headers = row
         deliveries = as_before(self.unannounced(reader, limit), id, {id: _keys(listed)} if id and listed else {})
         issued_at = now.replace(microsecond=0)
         chosen = Preferences.from_json(preferences)
-        digest = Digest(id or new_id(now), who, address, issued_at, deliveries, chosen, failures, reader=reader)
-        return Upcoming(digest, stopped_at, due_at, bool(is_first), bool(has_jobs))
+        digest = Digest(
+            id or new_id(now), who, address or who, issued_at, deliveries, chosen, failures or 0, reader=reader
+        )
+        return Upcoming(
+            digest,
+            stopped_at,
+            due_at,
+            bool(is_first),
+            tuple(
+                (json.loads(arguments), json.loads(progress or "{}"))
+                for arguments, progress in json.loads(jobs or "[]")
+            ),
+            tuple(json.loads(headers or "[]")),
+        )
 
     def request(self, reader: Reader, now: datetime, since: datetime) -> DigestRequest:
         recipient = reader.identity
