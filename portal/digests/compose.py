@@ -8,15 +8,17 @@ docs/decisions/digest-mail.md has the reasons.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from email.message import EmailMessage
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from portal.assemble import Parts
-from portal.digests.rows import Builder, mailbox_of
+from portal.digests.rows import Builder, Row, mailbox_of
 from portal.mail.render import Render
 from portal.model.brand import NO_BRAND, Brand
 from portal.model.domains import shown_address
@@ -33,6 +35,12 @@ HEADER_BYTES = 8_192  # an upper bound of the size of all headers
 DELIVERIES = 5_000  # in one digest, and in one claim; the rest stays unannounced until the next day's digest
 DOMAINS = 2  # of likely mistakes, in the subject
 PREVIEW_DOMAINS = 3  # in the text that mail programs show beside the subject
+_URLS = {  # of the whole digest, by their names in the template
+    "preferences": Action.PREFERENCES,
+    "several": Action.SEVERAL,
+    "forwarded": Action.FORWARDED,
+    "portal": Action.OPEN,
+}
 _DANGEROUS_ROWS = 5  # so many dangerous messages are listed even if the others would take all rows
 # A domain name is the only text of held messages in the subject: short ASCII leaves little space for hostile text.
 _DOMAIN = re.compile(r"(?=.{4,40}\Z)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]")
@@ -63,32 +71,15 @@ def compose(
     zone of all times shown, ``language`` a tag ("": the default of ``render``), ``brand`` the look of the mail;
     ``right`` returns who may release a delivery. ``mail_id`` replaces the digest's id in the Message-ID: mail programs
     drop a mail whose Message-ID they have seen, so one that is repeated on purpose needs another. ``known`` are senders
-    for `ranking.ranked`. ``contact``: whom the recipient may ask. ``takes_passwords``: the
-    sign-in page does. ``is_first``: this recipient was sent none
-    before.
+    for `ranking.ranked`. ``contact``: whom the recipient may ask. ``takes_passwords``: the sign-in page does.
+    ``is_first``: this recipient was sent none before.
     """
-    groups = sorted(
-        ranked((d for d in digest.deliveries if d.state is State.HELD), known),
-        key=lambda group: (group.section, mailbox_of(group, digest)),
-    )
-    likely = [group for group in groups if group.section is Section.LIKELY_MISTAKES]
-    dangerous = [group for group in groups if group.section is Section.DANGEROUS]
-    others = groups[: len(groups) - len(dangerous)]
-    held, domains = _size(groups), _domains(likely)
-    preferences, several, forwarded, portal = (
-        links.url(action, digest.id, 0, digest.issued_at)
-        for action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED, Action.OPEN)
-    )
-    headers = {}
-    if links.base_url.startswith("https:"):  # RFC 8058, 3.1
-        headers = {"List-Unsubscribe": f"<{preferences}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
-    locale = render.language_for(language or render.language)
-    builder = Builder(digest, links, locale, zone, right, several, portal)
-    shares = _shares(max_rows, len(others), len(dangerous))
-    rows, dangerous_rows = builder.rows(others, shares[0]), builder.rows(dangerous, shares[1])
+    listed, locale = _Listed.of(digest, known), render.language_for(language or render.language)
+    urls = {name: links.url(action, digest.id, 0, digest.issued_at) for name, action in _URLS.items()}
+    builder = Builder(digest, links, locale, zone, right, urls["several"], urls["portal"])
+    rows, dangerous = listed.rows(builder, max_rows)
 
     def mail(count: int, encoding: str = "quoted-printable") -> EmailMessage:
-        first, last = _shares(count, len(rows), len(dangerous_rows))
         return render.mail(
             "digest",
             sender=sender,
@@ -98,41 +89,70 @@ def compose(
             now=now,
             language=locale.tag,
             brand=brand,
-            headers=headers,
+            headers=_unsubscribe(links, urls["preferences"]),
             encoding=encoding,
             recipient=shown_address(digest.address),
-            wanted=_size(likely),
-            count=held,
-            telling=", ".join(domains[:DOMAINS]),
-            domains=domains,
-            gone=len(digest.deliveries) - held,
-            rows=rows[:first],
-            dangerous=dangerous_rows[:last],
-            more=held - _size(others[:first]) - _size(dangerous[:last]),
-            more_dangerous=_size(dangerous[last:]),
             zone=zone.key.replace("_", " "),
-            portal=portal,
             host=urlsplit(links.base_url).netloc,
             organisation=brand.name or shown_address(sender).rpartition("@")[2],
             contact=contact,
             takes_passwords=takes_passwords,
             is_first=is_first,
             is_notice=digest.is_notice,
-            several=several if any(row.release for row in rows[:first]) else "",
-            preferences=preferences,
-            forwarded=forwarded,
             link_days=links.lifetime.days,
             retention_days=retention_days,
+            **urls | listed.values(rows, dangerous, count),
         )
 
-    total = len(rows) + len(dangerous_rows)
-    complete = mail(total)
-    if locale.latin or _fits(complete):
-        return _shortened(complete, total, mail)
-    # Quoted-printable takes six octets for an Arabic letter and nine for a Japanese one, so fifty rows of these fit as
-    # 8bit only. In all other cases quoted-printable is safer: a server without 8BITMIME rewrites 8bit mail and thereby
-    # breaks its DKIM signature.
-    return _shortened(mail(total, "8bit"), total, lambda count: mail(count, "8bit"))
+    return _fitting(mail, len(rows) + len(dangerous), is_latin=locale.latin)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The held messages of a digest in the order of its rows."""
+
+    others: list[Group]  # the likeliest mistakes first
+    dangerous: list[Group]  # the last rows
+    gone: int  # deliveries that are no longer held
+
+    @classmethod
+    def of(cls, digest: Digest, known: Collection[str]) -> _Listed:
+        groups = sorted(
+            ranked((d for d in digest.deliveries if d.state is State.HELD), known),
+            key=lambda group: (group.section, mailbox_of(group, digest)),
+        )
+        others = [group for group in groups if group.section is not Section.DANGEROUS]
+        return cls(others, groups[len(others) :], len(digest.deliveries) - _size(groups))
+
+    def rows(self, builder: Builder, max_rows: int) -> tuple[list[Row], list[Row]]:
+        """Return the rows of both, together at most so many."""
+        others, dangerous = _shares(max_rows, len(self.others), len(self.dangerous))
+        return builder.rows(self.others, others), builder.rows(self.dangerous, dangerous)
+
+    def values(self, rows: Sequence[Row], dangerous: Sequence[Row], count: int) -> dict[str, Any]:
+        """Return what the template says of them, with ``count`` of these rows. `several` is without a row for it."""
+        first, last = _shares(count, len(rows), len(dangerous))
+        likely = [group for group in self.others if group.section is Section.LIKELY_MISTAKES]
+        held, domains = _size(self.others) + _size(self.dangerous), _domains(likely)
+        found: dict[str, Any] = {
+            "wanted": _size(likely),
+            "count": held,
+            "telling": ", ".join(domains[:DOMAINS]),
+            "domains": domains,
+            "gone": self.gone,
+            "rows": rows[:first],
+            "dangerous": dangerous[:last],
+            "more": held - _size(self.others[:first]) - _size(self.dangerous[:last]),
+            "more_dangerous": _size(self.dangerous[last:]),
+        }
+        return found if any(row.release for row in rows[:first]) else found | {"several": ""}
+
+
+def _unsubscribe(links: Links, preferences: str) -> dict[str, str]:
+    """Return the header fields with which mail programs end digests, if the site's links are https (RFC 8058, 3.1)."""
+    if not links.base_url.startswith("https:"):
+        return {}
+    return {"List-Unsubscribe": f"<{preferences}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
 
 
 def _size(groups: Iterable[Group]) -> int:
@@ -147,6 +167,19 @@ def _shares(rows: int, others: int, dangerous: int) -> tuple[int, int]:
     """
     last = min(dangerous, rows, max(min(_DANGEROUS_ROWS, rows // 4), rows - others))
     return min(others, rows - last), last
+
+
+def _fitting(mail: Callable[..., EmailMessage], rows: int, *, is_latin: bool) -> EmailMessage:
+    """Return the mail with as many of its ``rows`` rows as fit. ``mail`` takes their number, and an encoding.
+
+    Quoted-printable takes six octets for an Arabic letter and nine for a Japanese one, so fifty rows of these fit as
+    8bit only. In all other cases quoted-printable is safer: a server without 8BITMIME rewrites 8bit mail and thereby
+    breaks its DKIM signature.
+    """
+    complete = mail(rows)
+    if is_latin or _fits(complete):
+        return _shortened(complete, rows, mail)
+    return _shortened(mail(rows, "8bit"), rows, lambda count: mail(count, "8bit"))
 
 
 def _shortened(complete: EmailMessage, rows: int, mail: Callable[[int], EmailMessage]) -> EmailMessage:

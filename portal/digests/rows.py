@@ -56,6 +56,7 @@ class Row:
     others: int  # near duplicates; the links are for the newest message
     similar: str  # link to the page that lists all of them, "" if there are none
     mailbox: str  # alias or role mailbox that it was sent to; "" for the recipient's own address
+    other_readers: int  # of the mailbox, if there is a heading
 
 
 def mailbox_of(group: Group, digest: Digest) -> str:
@@ -117,6 +118,9 @@ class Builder:
             others=len(group.others),
             similar=self._similar(delivery, release != "" and not dangerous) if group.others else "",
             mailbox=mailbox,
+            other_readers=max(0, len(self.digest.effective_reader.shared.get(delivery.recipient, ())) - 1)
+            if heading
+            else 0,
         )
 
     def _similar(self, delivery: Delivery, may_choose: bool) -> str:

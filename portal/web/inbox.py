@@ -152,10 +152,7 @@ class Inbox:
             more_acts=MORE_ACTS.get(listing.view, ()),
             reason_characters=REQUEST_REASON_CHARACTERS,
             form=new_id(),
-            matches=part.matches,
-            older=part.older,
-            newer=part.newer,
-            position=part.position,
+            part=part,
             # Not where the result of an act is the news: the page would take more statements than it may.
             elsewhere=[]
             if part.groups or part.older or part.newer or named

@@ -17,7 +17,7 @@ from portal.model.reasons import SCANS_IN_WORDS, why
 from portal.model.short_reasons import shortly
 from portal.model.text import TAGS
 from portal.stores.records import Digest
-from tests.builders import ALICE
+from tests.builders import ALICE, BOB, MALLORY
 from tests.digests.test_compose import LINKS, NOW, RENDER, delivery, html_of, mail_of, right, signed, squeezed, text_of
 
 HEADING = re.compile(r"^={20}\n+(.+ \([\d,]+\))$", re.MULTILINE)
@@ -31,9 +31,13 @@ def words(number: int) -> str:
 
 
 def mail_to_readers_of(mailbox: str, held: Sequence[Delivery], *others: str, **values: Any) -> EmailMessage:
-    """Return Alice's digest as a reader of these role mailboxes."""
+    """Return Alice's digest as the reader of these mailboxes."""
+    return mail_to(Reader(ALICE, (ALICE, mailbox, *others)), held, **values)
+
+
+def mail_to(reader: Reader, held: Sequence[Delivery], **values: Any) -> EmailMessage:
     return compose(
-        Digest(new_id(NOW), ALICE, ALICE, NOW, tuple(held), reader=Reader(ALICE, (ALICE, mailbox, *others))),
+        Digest(new_id(NOW), ALICE, ALICE, NOW, tuple(held), reader=reader),
         links=LINKS,
         render=RENDER,
         sender="quarantine@example.org",
@@ -110,6 +114,29 @@ def test_a_heading_for_each_mailbox_and_the_recipients_own_messages_first() -> N
         f"Possibly dangerous messages – {info} (1)",
     ]
     assert re.findall(r"^Offer (\d)$", text, re.MULTILINE) == ["4", "2", "6", "1", "5"]
+
+
+def test_the_heading_of_a_shared_mailbox_says_how_many_others_read_it() -> None:
+    info, sales, own = "info@example.org", "sales@example.org", "alice.example@example.org"
+    reader = Reader(ALICE, (own,), {info: (ALICE, BOB, MALLORY), sales: (ALICE, BOB), ALICE: (ALICE, BOB)})
+    held = (
+        *(delivery(n, address=info, recipient=info, subject=words(n)) for n in (1, 2)),
+        delivery(3, address=sales, recipient=sales),
+        delivery(4, address=own, recipient=own),
+        delivery(5),
+        delivery(6, address=info, recipient=info, verdict_tier=Tier.DANGEROUS),
+    )
+    mail = mail_to(reader, held)
+    told = [
+        f"Other messages – {own} (1)",
+        f"Other messages – {ALICE} (1)", "Other readers of this mailbox: 1",
+        f"Other messages – {info} (2)", "Other readers of this mailbox: 2",
+        f"Other messages – {sales} (1)", "Other readers of this mailbox: 1",
+        f"Possibly dangerous messages – {info} (1)", "Other readers of this mailbox: 2",
+    ]  # fmt: skip
+    lines = re.compile(r"(?:Other|Possibly dangerous) messages – \S+ \(\d\)|Other readers of this mailbox: \d")
+    for seen in (text_of(mail), html_of(mail).words):
+        assert lines.findall(seen) == told
 
 
 @pytest.mark.parametrize("language", TAGS)

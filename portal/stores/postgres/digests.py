@@ -74,7 +74,6 @@ class PostgresDigests(SqlDigests):
         self._outcomes.record_kept()
         lease, refused, may_take_over = uuid4(), {}, self._outcomes.may_take_over
         with self._engine.writing() as session:
-            connection = connection_of(session)
             if only is None:
                 found = session.many(
                     f"{CLAIMABLE} where {DUE}{self._outcomes.and_free()}"
@@ -107,23 +106,7 @@ class PostgresDigests(SqlDigests):
                 )
             )  # fmt: skip
             if digests:
-                connection.execute(
-                    "update recipient r set lease = %s, lease_until = %s, digest_id = u.id"
-                    " from unnest(%s::text[], %s::uuid[]) u (recipient, id) where r.recipient = u.recipient",
-                    [lease, now + lifecycle.LEASE, [d.recipient for d in digests], [d.id for d in digests]],
-                )
-                # Recorded before the mail is sent, since its recipient may unsubscribe before the sending is recorded.
-                connection.execute(
-                    "insert into digest (id, recipient, address, issued_at)"
-                    " select *, %s::timestamptz from unnest(%s::uuid[], %s::text[], %s::text[]) on conflict (id)"
-                    " do update set address = excluded.address, issued_at = excluded.issued_at",
-                    [
-                        digests[0].issued_at,
-                        [d.id for d in digests],
-                        [d.recipient for d in digests],
-                        [d.address for d in digests],
-                    ],
-                )
+                _record_claims(connection_of(session), digests, lease, now)
         self._prepare_announced_to(digests)
         return Claims(digests, refused)
 
@@ -237,6 +220,22 @@ class PostgresDigests(SqlDigests):
             for digest in digests:
                 ids = [key.message_id for key in digest.deliveries]
                 session.execute(_IMPORT, digest, ids=ids, numbers=[key.number for key in digest.deliveries])
+
+
+def _record_claims(connection: Connection, digests: Sequence[Digest], lease: UUID, now: datetime) -> None:
+    ids, recipients = [digest.id for digest in digests], [digest.recipient for digest in digests]
+    connection.execute(
+        "update recipient r set lease = %s, lease_until = %s, digest_id = u.id"
+        " from unnest(%s::text[], %s::uuid[]) u (recipient, id) where r.recipient = u.recipient",
+        [lease, now + lifecycle.LEASE, recipients, ids],
+    )
+    # Recorded before the mail is sent, since its recipient may unsubscribe before the sending is recorded.
+    connection.execute(
+        "insert into digest (id, recipient, address, issued_at)"
+        " select *, %s::timestamptz from unnest(%s::uuid[], %s::text[], %s::text[]) on conflict (id)"
+        " do update set address = excluded.address, issued_at = excluded.issued_at",
+        [digests[0].issued_at, ids, recipients, [digest.address for digest in digests]],
+    )
 
 
 def find_unmarked(session: Session, since: datetime, local: Collection[str] | None) -> list[tuple[str, str, UUID]]:
