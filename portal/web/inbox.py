@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl
 from uuid import UUID
@@ -19,6 +19,7 @@ from bottle import HTTPResponse
 from portal.model.domains import shown_address
 from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, new_id
 from portal.model.ranking import Group, grouped, ranked, unfolded
+from portal.model.ranking import Section as Likelihood
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
 from portal.model.tiers import TIER_NAMES
@@ -79,6 +80,7 @@ class Section:
 
     heading: str
     is_translated: bool  # False: the heading is a text to be translated
+    count: str  # of the messages on all pages, "" if they are not counted
     rows: list[ListRow]
 
 
@@ -110,6 +112,7 @@ class Part:
     older: str | None  # query string of the next page, None without one
     newer: str | None = None  # of the page before
     matches: Matches | None = None  # if all messages of the list are selected
+    counts: Mapping[Likelihood, str] = field(default_factory=dict)  # of the messages on all pages, if `is_ranked`
 
 
 class Inbox:
@@ -147,7 +150,7 @@ class Inbox:
             listing=listing,
             here=listing.query(select=""),
             views=_views(listing, counts, viewer),
-            sections=_sections(listing, part.groups, of, since, viewer),
+            sections=_sections(listing, part, of, since, viewer),
             bulk_acts=BULK_ACTS.get(listing.view, ()),
             more_acts=MORE_ACTS.get(listing.view, ()),
             reason_characters=REQUEST_REASON_CHARACTERS,
@@ -232,7 +235,13 @@ class Inbox:
         older = listing.query(skip=str(end), select="") if end < len(ranking) else None
         newer = listing.query(skip=str(max(0, begin - listing.size)), select="") if begin else None
         before, number = (sum(group.size for group in some) for some in (ranking[:begin], ranking[begin:end]))
-        return Part(ranking[begin:end], position(before, number, len(page.deliveries), page), older, newer)
+        sizes = Counter[Likelihood]()
+        for group in ranking:
+            sizes[group.section] += group.size
+        counts_of = {each: viewer.language.number(n) + ("+" if page.next else "") for each, n in sizes.items()}
+        return Part(
+            ranking[begin:end], position(before, number, len(page.deliveries), page), older, newer, counts=counts_of
+        )
 
     def _elsewhere(
         self, listing: Listing, reader: Reader, viewer: Viewer, counts: Counts
@@ -363,7 +372,7 @@ def _chips(listing: Listing, viewer: Viewer) -> list[tuple[str, str, str]]:
 
 def _sections(
     listing: Listing,
-    groups: Sequence[Group],
+    part: Part,
     of: Mapping[DeliveryId, Row],
     since: datetime | None,
     viewer: Viewer,
@@ -372,12 +381,12 @@ def _sections(
     sections: list[Section] = []
     last: object = None
     _ = viewer.language.gettext
-    for number, group in enumerate(groups):
+    for number, group in enumerate(part.groups):
         held_at = group.newest.message.held_at
         kind: object = group.section if listing.is_ranked else held_at.astimezone(viewer.zone).date()
         if kind != last or not sections:
             heading = group.section.heading if listing.is_ranked else viewer.language.day(held_at, viewer.zone)
-            sections.append(Section(heading, not listing.is_ranked, []))
+            sections.append(Section(heading, not listing.is_ranked, part.counts.get(group.section, ""), []))
             last = kind
         row, key = of[group.newest.key], name_of(group.newest.key)
         sections[-1].rows.append(

@@ -17,7 +17,7 @@ from portal.batches.batch import Act, Batch, Outcome, Progress
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
-from portal.model.reasons import LIKE_SPAM, SCANS_IN_WORDS, description, explain, why
+from portal.model.reasons import LIKE_SPAM, SCANS_IN_WORDS, description, explain, has_attachment, why
 from portal.model.rights import ReleaseRight
 from portal.model.rule import ScopeKind, scope_kind
 from portal.model.sender import Proof, Sender, proof, sender_shown
@@ -111,6 +111,11 @@ class Row:
     def suspicious(self) -> bool:
         """True if the reader should look before releasing it."""
         return self.delivery.message.tier is Tier.SUSPICIOUS
+
+    @property
+    def has_attachment(self) -> bool:
+        """True if it is known to have attachments."""
+        return has_attachment(self.delivery.message)
 
     @property
     def held(self) -> str:

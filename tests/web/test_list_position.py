@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from portal.model.message import DeliveryId, Tier
+from portal.model.message import DeliveryId, Symbol, Tier
 from portal.model.schedule import Preferences
 from portal.web import inbox
 from tests.builders import ALICE, BOB, BY_LINK
@@ -192,3 +192,20 @@ def test_the_page_of_a_message_says_on_which_day_it_is_removed(site: Site) -> No
     end = site.delivery(held).message.held_at + timedelta(days=site.parts.settings.store.retention_days)
     day = end.astimezone(ZoneInfo("Europe/Berlin")).day
     assert re.search(rf"<dt>Removed on</dt>\s*<dd>{day} ", page) and "<b>Removed" not in page
+
+
+# ---- marks
+
+
+def test_rows_with_attachments_are_marked_and_sections_counted(site: Site) -> None:
+    site.hold(subject="An invoice", header_from="<a@b.example>", symbols=(Symbol("HAS_ATTACHMENT", 0.0),))
+    for _ in range(3):
+        site.hold(subject="The same offer")
+    site.hold(Tier.DANGEROUS, subject="A virus")
+    browser = site.signed_in(ALICE)
+    for path in ("/", "/?order=likely"):
+        page = browser.get(path).text
+        [row] = re.findall(r"<li id=(?:(?!</li>).)*class=\"attached\".*?</li>", page, re.DOTALL)
+        assert "<bdi>An invoice</bdi>" in row and '<span class="for-readers">With attachments</span>' in row
+    counts = dict(re.findall(r'<h2>(.*?) <span class="count">(.*?)</span></h2>', page))
+    assert counts == {"Other messages": "4", "Possibly dangerous messages": "1"}

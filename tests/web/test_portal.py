@@ -299,7 +299,8 @@ def test_likely_mistakes_are_first_if_asked(site: Site) -> None:
         site.hold(subject=letters(number), score=20.0 + number)
     browser = site.signed_in(ALICE)
     page = browser.get("/?order=likely").text
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Likely mistakes", "Other messages"]
+    headings = re.findall(r'<h2>(.*?) <span class="count">(\d+)</span></h2>', page)
+    assert headings == [("Likely mistakes", "1"), ("Other messages", "30")]
     first = listed(browser, "?order=likely")
     assert first[0] == "an invoice" and first[1] == "aa" and len(first) == 25
     second = listed(browser, "?order=likely&skip=25")
