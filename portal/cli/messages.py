@@ -246,12 +246,11 @@ def refuse(ids: Sequence[str], recipient: str | None, reason: str | None, **matc
         return
     if reason is None:
         raise WrongCall("Give a --reason, which the recipients can read.")
-    text = shown(reason, 500)
 
     def deny(parts: Parts, delivery: Delivery) -> Delivery:
         if parts.staff.decides_own(identity(current_operator().name), delivery):
             raise NotAllowed(NOT_YOURS)
-        return parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), text)
+        return parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), reason)
 
     _apply_to_each(ids, recipient, deny, to_all=None, result="refused")
 

@@ -22,6 +22,7 @@ from portal.stores.lifecycle import REMINDER_AFTER, address_of, is_past
 log = logging.getLogger("quarantine.release")
 
 REQUEST_REASON_CHARACTERS = 300  # longer reasons of recipients are cut
+_DENIAL_CHARACTERS = 500
 NOT_BY_RECIPIENTS = N_("only an administrator can release this message")
 
 
@@ -76,14 +77,22 @@ class ReleaseRequests(Mailing):
                 mails = self.request_mails(delivery, reminder=True)
             if mails:
                 event = Event(now, EventKind.REMINDED, Actor(ActorKind.DIGEST))
-                self.store.deliveries.record(key, event, mails=mails, interval=REMINDER_AFTER)
+                # Nobody is reminded of a request that was decided or withdrawn since it was read.
+                self.store.deliveries.record(
+                    key, event, allowed={State.REQUESTED}, mails=mails, interval=REMINDER_AFTER
+                )
                 log.info("reminder of a request id=%s recipient=%s", delivery.id, delivery.recipient)
                 return True
         return False
 
     def refuse_request(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
-        """Deny a release request. The recipient sees ``reason``. Raises NotFound, AlreadyDone."""
-        now = self.now()
+        """Deny a release request. The recipient sees ``reason``.
+
+        Raises NotFound, AlreadyDone; NotAllowed if nothing of the reason is visible: pages show a denial by its reason.
+        """
+        now, reason = self.now(), shown(reason, _DENIAL_CHARACTERS)
+        if not reason:
+            raise NotAllowed("a denial needs a reason that the recipient can read")
         refused = replace(
             self.store.deliveries.get(DeliveryId(id, number)), state=State.HELD, state_at=now, reason=reason
         )

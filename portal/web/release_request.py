@@ -1,4 +1,4 @@
-"""The last release request for a delivery, as the pages of its reader and of staff show it."""
+"""The last release request for a delivery after it was decided or withdrawn, for its reader and for staff."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from portal.model.text import shown
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.web.rows import Viewer
 
-# What ends a request. A release that somebody else than an operator began does not decide about it.
 _ENDS = {
     EventKind.RELEASING: "approved",
     EventKind.REFUSED: "denied",
     EventKind.WITHDRAWN: "withdrawn",
-    EventKind.DELETED: "deleted",
-    EventKind.CONFIRMED: "deleted",
+    EventKind.DELETED: "",
+    EventKind.CONFIRMED: "",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
-    """A release request and what became of it."""
+    """A release request that was decided or withdrawn."""
 
     at: str
     reason: str  # the recipient's, "" if they gave none
-    end: str = ""  # a value of `_ENDS`, "" as long as it is open
-    ended_at: str = ""
-    answer: str = ""  # the reason of a denial
+    end: str  # a value of `_ENDS`
+    ended_at: str
+    answer: str  # the reason of a denial
 
 
 def release_request(events: Sequence[Event], viewer: Viewer) -> ReleaseRequest | None:
-    """Return the last request of a delivery, None without any. ``events``: its history, oldest first."""
+    """Return the last request of a delivery if it was decided or withdrawn, None otherwise.
+
+    ``events``: its history, oldest first. If the delivery was deleted, the state says that.
+    """
 
     def moment(at: datetime) -> str:
         return viewer.language.moment(at, viewer.zone)
@@ -44,7 +46,9 @@ def release_request(events: Sequence[Event], viewer: Viewer) -> ReleaseRequest |
     requested, *later = events[places[-1] :]
     at, reason = moment(requested.at), shown(requested.detail, REQUEST_REASON_CHARACTERS)
     end = next((each for each in later if each.kind in _ENDS), None)
-    if end is None or (end.kind is EventKind.RELEASING and end.actor.kind is not ActorKind.OPERATOR):
-        return ReleaseRequest(at, reason)
+    if end is None or not _ENDS[end.kind]:
+        return None
+    if end.kind is EventKind.RELEASING and end.actor.kind is not ActorKind.OPERATOR:  # a rule did not decide about it
+        return None
     answer = shown(end.detail, REQUEST_REASON_CHARACTERS) if end.kind is EventKind.REFUSED else ""
     return ReleaseRequest(at, reason, _ENDS[end.kind], moment(end.at), answer)

@@ -9,19 +9,24 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from email import message_from_bytes
 from email.policy import SMTP
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from digest.housekeeping import remind
 from portal.assemble import Parts
 from portal.model.audit import AuditFilter
+from portal.model.errors import NotAllowed
 from portal.model.links import Action
 from portal.model.message import Actor, ActorKind, EventKind, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Outcome, Part
-from portal.stores.records import Held
+from portal.policy.release_requests import ReleaseRequests
+from portal.stores.records import Held, QueuedMail
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY
 from tests.contract.helpers import concurrently
+from tests.flows.test_aliases import write
 from tests.smtp_server import SmtpServer
 from tests.web.test_api import Client, token_of
 from tests.web_client import Answer, Browser, Site
@@ -361,3 +366,85 @@ def test_the_api_and_the_command_show_the_reason_and_the_withdrawal(site: Site) 
         ("requested", "We wait for it."),
         ("withdrawn", ""),
     ]
+
+
+# ---- the whole path
+
+
+def test_a_request_whose_message_was_deleted_is_not_shown_as_open(site: Site) -> None:
+    held, browser = requested(site), site.signed_in(ALICE)
+    act(browser, held, "delete")
+    act(browser, held, "restore")
+    browser.get("/")
+    assert "Release requested on" not in browser.get(f"/messages/{held.id}/").text
+
+
+def test_nobody_is_reminded_of_a_request_that_ends_at_the_same_moment(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = requested(site)
+    site.pass_time(hours=25)
+    mails(site)
+    compose = ReleaseRequests.request_mails
+
+    def withdrawn_meanwhile(self: ReleaseRequests, *args: Any, **more: Any) -> list[QueuedMail]:
+        site.parts.actions.withdraw_request(held.id, 0, BY_LINK)
+        return compose(self, *args, **more)
+
+    monkeypatch.setattr(ReleaseRequests, "request_mails", withdrawn_meanwhile)
+    assert remind(site.parts, site.now) == 0
+    assert mails(site) == [] and site.history(held)[-1].kind is EventKind.WITHDRAWN
+
+
+def test_a_denial_has_a_reason_that_can_be_read(site: Site) -> None:
+    held = requested(site)
+    with pytest.raises(NotAllowed):
+        site.parts.actions.refuse_request(held.id, 0, BY_OPERATOR, " \u200b\u202e")
+    assert site.state(held) is State.REQUESTED
+
+
+@pytest.mark.parametrize(("role", "person"), [(Role.HELP_DESK, BOB), (Role.AUDITOR, BOB), (Role.ADMINISTRATOR, ALICE)])
+@pytest.mark.parametrize("what", ["approve", "deny", "release"])
+def test_others_cannot_decide(site: Site, relay: SmtpServer, role: Role, person: str, what: str) -> None:
+    held = requested(site)
+    site.store.staff.give(Grant(person, role, EVERYWHERE, site.now, BY_OPERATOR))
+    browser = site.signed_in(person)
+    form = {"form_token": browser.form_token(), "act": what, "reason": "x", "confirmed": "1"}
+    assert browser.post(f"/admin/messages/{held.id}.0/", form).status == 403
+    assert site.state(held) is State.REQUESTED and relay.mails == []
+
+
+def test_a_request_for_a_removed_message_is_not_found(site: Site) -> None:
+    held, browser = requested(site), site.signed_in(ALICE)
+    act(browser, held, "withdraw")
+    site.store.purge(site.now + timedelta(days=1), site.now)
+    for what in ("ask", "withdraw"):
+        assert act(browser, held, what).status == 404
+
+
+def test_a_batch_of_all_requests_withdraws_only_those(site: Site) -> None:
+    waiting, other = requested(site), virus(site)
+    browser = site.signed_in(ALICE)
+    page = browser.get("/?state=requested&select=matching").text
+    [ceiling] = re.findall(r'name="all" value="([^"]+)"', page)
+    form = {"form_token": browser.form_token(), "from": "list?state=requested", "all": ceiling, "do": "withdraw"}
+    assert browser.post("/messages", form).status == 303
+    assert (site.state(waiting), site.state(other)) == (State.HELD, State.HELD)
+    assert [each.kind for each in site.history(other)] == [EventKind.HELD]
+
+
+def test_a_reader_of_a_role_mailbox_withdraws_the_request_of_another(
+    make_parts: Callable[..., Parts], tmp_path: Path
+) -> None:
+    info = "info@example.org"
+    write(tmp_path / "virtual", f"{info} {ALICE}, {BOB}\n")
+    site = Site(make_parts(people__alias_file=tmp_path / "virtual"))
+    held = site.hold(Tier.DANGEROUS, recipients=[info])
+    hers, his = site.signed_in(ALICE), site.signed_in(BOB)
+    hers.post(f"/messages/{held.id}.0/ask", {"form_token": hers.form_token(), "reason": "We wait for it."})
+    assert "We wait for it." in his.get(f"/messages/{held.id}.0/").text
+    his.post(f"/messages/{held.id}.0/withdraw", {"form_token": his.form_token()})
+    [entry] = site.store.audit.list(AuditFilter(message_id=held.id, act="withdrawn"), 9)
+    assert entry.actor.name == BOB
+    page = without_time(hers.get(f"/messages/{held.id}.0/").text)
+    assert "Request withdrawn on *." in page and f"withdrawn by \u2068{BOB}" in page

@@ -245,12 +245,18 @@ class Deliveries(ABC):
 
     @abstractmethod
     def record(
-        self, key: DeliveryId, event: Event, *, mails: Sequence[QueuedMail] = (), interval: timedelta = timedelta()
+        self,
+        key: DeliveryId,
+        event: Event,
+        *,
+        allowed: Collection[State] = frozenset(State),
+        mails: Sequence[QueuedMail] = (),
+        interval: timedelta = timedelta(),
     ) -> None:
         """Add an event that changes no state. Durable on return.
 
-        ``mails`` are queued in the same transaction. Raises NotFound; AlreadyDone if an event of this kind was recorded
-        less than ``interval`` before, and then nothing is queued.
+        ``mails`` are queued in the same transaction. Raises NotFound; AlreadyDone if the state is not ``allowed`` or an
+        event of this kind was recorded less than ``interval`` before, and then nothing is queued.
         """
 
     @abstractmethod

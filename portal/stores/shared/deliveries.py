@@ -264,10 +264,17 @@ class SqlDeliveries(Deliveries):
             return self._rows.record(session, key, Event(now, EventKind.REANNOUNCED, actor, detail))
 
     def record(
-        self, key: DeliveryId, event: Event, *, mails: Sequence[QueuedMail] = (), interval: timedelta = timedelta()
+        self,
+        key: DeliveryId,
+        event: Event,
+        *,
+        allowed: Collection[State] = frozenset(State),
+        mails: Sequence[QueuedMail] = (),
+        interval: timedelta = timedelta(),
     ) -> None:
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
+            lifecycle.check_state(delivery, allowed)
             earlier = [each.at for each in _history(session, key) if each.kind is event.kind] if interval else []
             if not lifecycle.is_past(max(earlier, default=None), interval, event.at):
                 raise AlreadyDone("the same was done a short while ago", delivery)
