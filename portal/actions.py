@@ -156,11 +156,7 @@ class Actions(ReleaseRequests):
                     reply = self.relay.send(sender, delivery.address, chunks, has_8bit=message.has_8bit)
             except (RelayDeferred, StoreUnavailable) as error:
                 log.warning(
-                    "deferred id=%s recipient=%s tries=%d: %s",
-                    id,
-                    delivery.recipient,
-                    delivery.attempts,
-                    error,
+                    "deferred id=%s recipient=%s tries=%d: %s", id, delivery.recipient, delivery.attempts, error
                 )
                 portal_rejected = isinstance(error, RelayDeferred) and error.portal_rejected
                 if portal_rejected:

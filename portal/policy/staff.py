@@ -148,14 +148,12 @@ class Staff:
         for grant in self.all():
             if grant.role in _ADMINISTERING and self.can_sign_in(grant.person):
                 found.setdefault(grant.person, set()).add(grant.domain)
-        everywhere = frozenset({EVERYWHERE})
-        return {person: everywhere if EVERYWHERE in hosts else frozenset(hosts) for person, hosts in found.items()}
+        return {person: frozenset({EVERYWHERE} if EVERYWHERE in hosts else hosts) for person, hosts in found.items()}
 
     def unusable(self) -> Sequence[Grant]:
         """Return the roles that were given and that nobody can use: the person cannot sign in, or the domain is not
         local. Those by groups end by themselves."""
-        found = [grant for grant in self.store.staff.all() if not grant.source]
-        found += [grant for person in self.settings.staff.administrators for grant in self._of_settings(person)]
+        found = [grant for grant in self.known() if not grant.source]
         return [grant for grant in found if not self._in_effect([grant]) or not self.can_sign_in(grant.person)]
 
     def can_sign_in(self, person: str) -> bool:
@@ -274,9 +272,7 @@ class Staff:
 
     def reset_factor(self, person: str, actor: Actor, mail: QueuedMail | None = None) -> bool:
         """Remove the second factor of a person, and end their use of the console. Return False if there is none.
-
-        ``mail``: about it, queued with it.
-        """
+        ``mail``: about it, queued with it."""
         is_removed = self.store.second_factors.reset(person, actor, self.now(), mail=mail)
         if is_removed:
             log.info("second factor reset person=%s by=%s", person, actor.who)
@@ -315,17 +311,12 @@ class Staff:
 
     def deciders(self, delivery: Delivery) -> Sequence[str]:
         """Return the administrators of the recipient's domain who may decide about a request to release a delivery."""
-        host = domain(delivery.recipient)
-        of: dict[str, list[Grant]] = {}
-        for grant in self._in_effect(self.store.staff.all()):
-            of.setdefault(grant.person, []).append(grant)
-        return [
-            person
-            for person, grants in sorted(of.items())
-            if any(grant.role is Role.DOMAIN_ADMINISTRATOR and grant.domain == host for grant in grants)
-            and self.can_sign_in(person)
-            and self.may_release(Member(person, tuple(grants)), delivery)
-        ]
+        host, grants = domain(delivery.recipient), self._in_effect(self.store.staff.all())
+        people = sorted(
+            {each.person for each in grants if (each.role, each.domain) == (Role.DOMAIN_ADMINISTRATOR, host)}
+        )
+        members = [Member(person, _of(person, grants)) for person in people if self.can_sign_in(person)]
+        return [member.person for member in members if self.may_release(member, delivery)]
 
     def check_release(self, member: Member, delivery: Delivery) -> None:
         """Raise NotAllowed unless a person may release a delivery. For `Actions.release`, right before it."""

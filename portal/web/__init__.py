@@ -40,7 +40,7 @@ imports bottle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -99,6 +99,7 @@ from portal.web.tokens import TokenPages
 
 StartResponse = Callable[..., Any]
 Handler = Callable[..., HTTPResponse]  # takes a Request and, as keywords, the named parts of the route
+Route = tuple[str, str, Handler]  # method, rule of Bottle, handler
 
 _TOKEN = "<token:re:[A-Za-z0-9_.-]{1,200}>"  # noqa: S105  # a pattern; the handler verifies the token
 _ID = "<id:re:[0-9a-f-]{36}(?:\\.[0-9]{1,5})?>"  # a message id, or the id and number of a delivery
@@ -165,37 +166,12 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     """
     pages = Pages(parts, threads)
     sessions = Sessions(pages)
-    preferences = PreferencePages(pages, sessions)
     mailed, messages, monitor = MailedLinks(pages, sessions), MessagePages(pages, sessions), Monitor(parts)
-    acts, formatted = MessageActs(pages, sessions, messages), FormattedMessages(pages, sessions, messages)
-    senders, rules = SelectedSenders(pages, sessions), RulePages(pages, sessions, messages)
-    selections = Selections(pages, sessions, senders)
-    inbox = Inbox(pages, sessions)
-    digest = DigestPreview(pages, sessions)
-    downloads = DownloadPages(pages, sessions, messages)
-    sign_in_page, arrivals = SignInPage(pages, sessions), Arrivals(pages, sessions)
-    passwords = PasswordSignIn(pages, sign_in_page, arrivals, password_servers(parts.settings))
-    oidc = OidcSignIn(pages, arrivals, sign_in_page, threads)
-    links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
+    formatted, downloads = FormattedMessages(pages, sessions, messages), DownloadPages(pages, sessions, messages)
+    console, api = Console(pages, sessions), Api(pages, sessions)
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
         return pages.see_other(f"/{path}/")
-
-    neighbours = Neighbours(pages, sessions, messages)
-    console = Console(pages, sessions)
-    console_search = ConsoleSearch(pages, console)
-    console_message = ConsoleMessage(pages, console, formatted, downloads)
-    requests = ConsoleRequests(pages, console)
-    console_acts = ConsoleActs(pages, console, console_message, mailed)
-    staff, second_factor = StaffPages(pages, console), SecondFactorPages(pages, console, sessions)
-    tokens = TokenPages(pages, console)
-    audit, domains = AuditPages(pages, console), DomainPages(pages, console)
-    statistics = StatisticsPages(pages, console)
-    recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
-    many = RecipientListPages(pages, console)
-
-    masses = MassActPages(pages, console)
-    api = Api(pages, sessions)
 
     def rejected(error: HTTPError) -> HTTPResponse:
         request = _request(pages)
@@ -206,11 +182,31 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     app = Bottle()
     app.default_error_handler = rejected
     for method, rule, handler in (
-        ("GET", "/", inbox.list),
-        ("GET", f"/link/{_TOKEN}/", links.show),
-        ("POST", f"/link/{_TOKEN}/", links.act),
+        *_sign_in_routes(pages, sessions, mailed, threads),
+        *_message_routes(pages, sessions, messages, formatted, downloads),
+        *_recipient_routes(pages, sessions, messages, mailed),
+        *_console_routes(pages, console, sessions, mailed),
+        *_console_message_routes(pages, console, mailed, formatted, downloads),
+        *api.routes(),
+        # Some mail programs cut off the trailing slash of a link.
+        ("GET", "/<path:re:(?:link|sign-in|messages|jobs)/[A-Za-z0-9_.-]{1,200}>", with_slash),
         ("GET", "/about", pages.about),
-        ("GET", "/sign-in", sign_in_page.show),
+        ("GET", "/healthz", monitor.health),
+        ("GET", "/metrics", monitor.metrics),
+        ("GET", "/static/<name:re:[a-z]+\\.[a-z]+>", pages.static.send),
+        ("GET", "/brand/<name:re:[0-9a-f]{16}\\.(?:css|png|webp)>", pages.brand_file),
+    ):
+        app.route(rule, method, _page_handler(pages, rule, handler))
+    return Application(pages, ExporterEndpoint(parts, threads), app)
+
+
+def _sign_in_routes(pages: Pages, sessions: Sessions, mailed: MailedLinks, threads: int) -> Sequence[Route]:
+    """Return the routes of all sign-in methods, and those of sessions."""
+    page, arrivals = SignInPage(pages, sessions), Arrivals(pages, sessions)
+    passwords = PasswordSignIn(pages, page, arrivals, password_servers(pages.parts.settings))
+    oidc, signed_in = OidcSignIn(pages, arrivals, page, threads), SessionPages(pages, sessions)
+    return (
+        ("GET", "/sign-in", page.show),
         ("POST", "/sign-in", mailed.start),
         ("GET", "/sign-in/password", passwords.form),
         ("POST", "/sign-in/password", passwords.sign_in),
@@ -224,8 +220,17 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"/sign-in/{_TOKEN}/", mailed.show),
         ("POST", f"/sign-in/{_TOKEN}/", mailed.use),
         ("POST", "/sign-out", sessions.sign_out),
-        ("POST", "/messages", selections.act),
-        ("GET", f"/jobs/{_BATCH}/", selections.show),
+        ("GET", "/sessions", signed_in.show),
+        ("POST", "/sessions", signed_in.end),
+    )
+
+
+def _message_routes(
+    pages: Pages, sessions: Sessions, messages: MessagePages, formatted: FormattedMessages, downloads: DownloadPages
+) -> Sequence[Route]:
+    """Return the routes of one message of a recipient."""
+    acts, neighbours = MessageActs(pages, sessions, messages), Neighbours(pages, sessions, messages)
+    return (
         ("GET", f"/messages/{_ID}/", messages.show),
         ("GET", f"/messages/{_ID}/<view:re:formatted|headers|source>", messages.show),
         ("GET", f"/messages/{_ID}/html", formatted.show),
@@ -234,6 +239,21 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"/messages/{_ID}/{_WAY}", neighbours.go),
         ("GET", f"/messages/{_ID}/download", downloads.form),
         ("POST", f"/messages/{_ID}/download", downloads.send),
+    )
+
+
+def _recipient_routes(pages: Pages, sessions: Sessions, messages: MessagePages, mailed: MailedLinks) -> Sequence[Route]:
+    """Return the routes of a recipient's list, links, rules and preferences."""
+    preferences, digest = PreferencePages(pages, sessions), DigestPreview(pages, sessions)
+    senders, rules = SelectedSenders(pages, sessions), RulePages(pages, sessions, messages)
+    selections = Selections(pages, sessions, senders)
+    links = LinkPages(pages, preferences, sessions, mailed)
+    return (
+        ("GET", "/", Inbox(pages, sessions).list),
+        ("GET", f"/link/{_TOKEN}/", links.show),
+        ("POST", f"/link/{_TOKEN}/", links.act),
+        ("POST", "/messages", selections.act),
+        ("GET", f"/jobs/{_BATCH}/", selections.show),
         ("GET", f"/messages/{_ID}/sender", rules.sender),
         ("GET", "/rules", rules.list),
         ("POST", "/rules", rules.add),
@@ -243,64 +263,75 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/preferences", preferences.act),
         ("GET", "/preferences/digest", digest.show),
         ("GET", "/preferences/digest/html", digest.frame),
-        ("GET", "/sessions", signed_in.show),
-        ("POST", "/sessions", signed_in.end),
-        ("GET", "/admin", console.route(Permission.SEE_ENVELOPE, console.with_slash)),
-        ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console_search.show)),
-        ("GET", _ADMIN_MESSAGE, console.route(Permission.SEE_ENVELOPE, console_message.show)),
-        ("POST", _ADMIN_MESSAGE, console.route(Permission.SEE_ENVELOPE, console_acts.act)),
-        ("GET", f"{_ADMIN_MESSAGE}similar", console.route(Permission.SEE_ENVELOPE, console_message.similar)),
-        ("GET", f"{_ADMIN_MESSAGE}{_VIEW}", console.route(Permission.SEE_BODY, console_message.read)),
-        ("GET", f"{_ADMIN_MESSAGE}html", console.route(Permission.SEE_BODY, console_message.frame)),
-        ("GET", f"{_ADMIN_MESSAGE}{_WAY}", console.route(Permission.SEE_ENVELOPE, console_message.go)),
-        ("GET", f"{_ADMIN_MESSAGE}download", console.route(Permission.SEE_BODY, console_message.ask_download)),
-        ("POST", f"{_ADMIN_MESSAGE}download", console.route(Permission.SEE_BODY, console_message.download)),
-        ("GET", "/admin/jobs/", console.route(Permission.SEE_ENVELOPE, masses.list)),
-        ("POST", "/admin/jobs/", console.route(Permission.SEE_ENVELOPE, masses.start)),
-        ("GET", "/admin/jobs/new", console.route(Permission.SEE_ENVELOPE, masses.ask)),
-        ("GET", _ADMIN_JOB, console.route(Permission.SEE_ENVELOPE, masses.show)),
-        ("POST", _ADMIN_JOB, console.route(Permission.SEE_ENVELOPE, masses.change, "/admin/jobs/")),
-        ("GET", "/admin/requests", console.route(Permission.SEE_ENVELOPE, requests.show)),
-        ("GET", "/admin/recipients", console.route(Permission.SEE_ENVELOPE, recipients.with_slash)),
-        ("GET", "/admin/recipients/", console.route(Permission.SEE_ENVELOPE, recipients.show)),
-        ("POST", "/admin/recipients/", console.route(Permission.SEND_LINK, recipients.act, "/admin/recipients/")),
-        ("GET", "/admin/recipients/list", console.route(Permission.MANAGE_RECIPIENTS, many.show)),
-        (
-            "POST",
-            "/admin/recipients/list",
-            console.route(Permission.MANAGE_RECIPIENTS, many.act, "/admin/recipients/list"),
-        ),
-        (
-            "POST",
-            "/admin/recipients/list/export",
-            console.route(Permission.MANAGE_RECIPIENTS, many.export, "/admin/recipients/list"),
-        ),
-        ("GET", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.show)),
-        ("POST", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.forget)),
-        ("GET", "/admin/domains", console.route(Permission.READ_AUDIT, domains.show)),
-        ("POST", "/admin/domains", console.route(Permission.MANAGE_DOMAIN_POLICY, domains.change, "/admin/domains")),
-        ("GET", "/admin/statistics", console.route(Permission.SEE_ENVELOPE, statistics.show)),
-        ("POST", "/admin/statistics", console.route(Permission.SEE_ENVELOPE, statistics.choose, "/admin/statistics")),
-        ("GET", "/admin/statistics/days.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_days)),
-        ("GET", "/admin/statistics/tiers.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_tiers)),
-        ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
-        ("GET", "/admin/tokens", console.route(Permission.READ_AUDIT, tokens.show)),
-        ("POST", "/admin/tokens", console.route(Permission.READ_AUDIT, tokens.change, "/admin/tokens")),
-        ("GET", SECOND_FACTOR, console.route(Permission.SEE_ENVELOPE, second_factor.show, factor=False)),
-        ("POST", SECOND_FACTOR, console.route(Permission.SEE_ENVELOPE, second_factor.act, SECOND_FACTOR, factor=False)),
-        ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
-        ("POST", "/admin/audit/export", console.route(Permission.READ_AUDIT, audit.export, "/admin/audit")),
-        ("POST", "/admin/staff", console.route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),
-        *api.routes(),
-        # Some mail programs cut off the trailing slash of a link.
-        ("GET", "/<path:re:(?:link|sign-in|messages|jobs)/[A-Za-z0-9_.-]{1,200}>", with_slash),
-        ("GET", "/healthz", monitor.health),
-        ("GET", "/metrics", monitor.metrics),
-        ("GET", "/static/<name:re:[a-z]+\\.[a-z]+>", pages.static.send),
-        ("GET", "/brand/<name:re:[0-9a-f]{16}\\.(?:css|png|webp)>", pages.brand_file),
-    ):
-        app.route(rule, method, _page_handler(pages, rule, handler))
-    return Application(pages, ExporterEndpoint(parts, threads), app)
+    )
+
+
+def _console_routes(pages: Pages, console: Console, sessions: Sessions, mailed: MailedLinks) -> Sequence[Route]:
+    """Return the routes of the console, but for those of one message."""
+    search, masses, requests = (
+        ConsoleSearch(pages, console),
+        MassActPages(pages, console),
+        ConsoleRequests(pages, console),
+    )
+    recipients, many = RecipientPages(pages, console, mailed), RecipientListPages(pages, console)
+    forget, domains, statistics = (
+        ForgetPages(pages, console),
+        DomainPages(pages, console),
+        StatisticsPages(pages, console),
+    )
+    staff, tokens, audit = StaffPages(pages, console), TokenPages(pages, console), AuditPages(pages, console)
+    factor, route = SecondFactorPages(pages, console, sessions), console.route
+    see, manage, read_audit = Permission.SEE_ENVELOPE, Permission.MANAGE_RECIPIENTS, Permission.READ_AUDIT
+    return (
+        ("GET", "/admin", route(see, console.with_slash)),
+        ("GET", "/admin/", route(see, search.show)),
+        ("GET", "/admin/jobs/", route(see, masses.list)),
+        ("POST", "/admin/jobs/", route(see, masses.start)),
+        ("GET", "/admin/jobs/new", route(see, masses.ask)),
+        ("GET", _ADMIN_JOB, route(see, masses.show)),
+        ("POST", _ADMIN_JOB, route(see, masses.change, "/admin/jobs/")),
+        ("GET", "/admin/requests", route(see, requests.show)),
+        ("GET", "/admin/recipients", route(see, recipients.with_slash)),
+        ("GET", "/admin/recipients/", route(see, recipients.show)),
+        ("POST", "/admin/recipients/", route(Permission.SEND_LINK, recipients.act, "/admin/recipients/")),
+        ("GET", "/admin/recipients/list", route(manage, many.show)),
+        ("POST", "/admin/recipients/list", route(manage, many.act, "/admin/recipients/list")),
+        ("POST", "/admin/recipients/list/export", route(manage, many.export, "/admin/recipients/list")),
+        ("GET", "/admin/recipients/forget", route(manage, forget.show)),
+        ("POST", "/admin/recipients/forget", route(manage, forget.forget)),
+        ("GET", "/admin/domains", route(read_audit, domains.show)),
+        ("POST", "/admin/domains", route(Permission.MANAGE_DOMAIN_POLICY, domains.change, "/admin/domains")),
+        ("GET", "/admin/statistics", route(see, statistics.show)),
+        ("POST", "/admin/statistics", route(see, statistics.choose, "/admin/statistics")),
+        ("GET", "/admin/statistics/days.svg", route(see, statistics.chart_of_days)),
+        ("GET", "/admin/statistics/tiers.svg", route(see, statistics.chart_of_tiers)),
+        ("GET", "/admin/staff", route(read_audit, staff.show)),
+        ("POST", "/admin/staff", route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),
+        ("GET", "/admin/tokens", route(read_audit, tokens.show)),
+        ("POST", "/admin/tokens", route(read_audit, tokens.change, "/admin/tokens")),
+        ("GET", SECOND_FACTOR, route(see, factor.show, factor=False)),
+        ("POST", SECOND_FACTOR, route(see, factor.act, SECOND_FACTOR, factor=False)),
+        ("GET", "/admin/audit", route(read_audit, audit.show)),
+        ("POST", "/admin/audit/export", route(read_audit, audit.export, "/admin/audit")),
+    )
+
+
+def _console_message_routes(
+    pages: Pages, console: Console, mailed: MailedLinks, formatted: FormattedMessages, downloads: DownloadPages
+) -> Sequence[Route]:
+    """Return the routes of one message in the console."""
+    message, route = ConsoleMessage(pages, console, formatted, downloads), console.route
+    acts = ConsoleActs(pages, console, message, mailed)
+    return (
+        ("GET", _ADMIN_MESSAGE, route(Permission.SEE_ENVELOPE, message.show)),
+        ("POST", _ADMIN_MESSAGE, route(Permission.SEE_ENVELOPE, acts.act)),
+        ("GET", f"{_ADMIN_MESSAGE}similar", route(Permission.SEE_ENVELOPE, message.similar)),
+        ("GET", f"{_ADMIN_MESSAGE}{_WAY}", route(Permission.SEE_ENVELOPE, message.go)),
+        ("GET", f"{_ADMIN_MESSAGE}{_VIEW}", route(Permission.SEE_BODY, message.read)),
+        ("GET", f"{_ADMIN_MESSAGE}html", route(Permission.SEE_BODY, message.frame)),
+        ("GET", f"{_ADMIN_MESSAGE}download", route(Permission.SEE_BODY, message.ask_download)),
+        ("POST", f"{_ADMIN_MESSAGE}download", route(Permission.SEE_BODY, message.download)),
+    )
 
 
 def _page_handler(pages: Pages, rule: str, handler: Handler) -> Handler:

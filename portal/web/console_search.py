@@ -91,6 +91,19 @@ _CHOICES = {
 }
 
 
+# The template values of a search that was not made, or found nothing.
+_NOTHING_FOUND: dict[str, object] = {
+    "by": None,
+    "rows": [],
+    "total": None,
+    "older": None,
+    "since": "",
+    "whole_days": None,
+    "is_cut": False,
+    "indexed": True,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Search:
     """The search that an address names. ``values`` are names and values as typed, without empty and unknown ones."""
@@ -200,7 +213,6 @@ class ConsoleSearch:
         if wanted is not None and is_empty and search.typed():
             days = self._parts.domains.longest_retention_days
             nothing = why_nothing(self._parts.store, wanted, self._parts.people.is_notified, days, now, domains)
-        first = search.without("before")
         return self._console.page(
             request,
             staff,
@@ -208,48 +220,16 @@ class ConsoleSearch:
             400 if error else 200,
             is_first_page=not search.values,
             roles=self._console.roles(staff),
-            search=search,
-            labels=_LABELS,
-            main_fields=_MAIN,
-            more_fields=[name for name in _LABELS if name not in _MAIN],
-            has_more=any(search.get(name) for name in _LABELS if name not in _MAIN),
-            choices=_CHOICES,
             error=error and (error.name, error.sentence(lambda name: request.language.gettext(_LABELS[name]))),
-            chips=[
-                (
-                    _LABELS[name],
-                    _shown_choice(name, value, viewer),
-                    first.without("by", pair=(name, value)).query(*_by(search)),
-                )
-                for name, value in search.values
-                if name in _LABELS
-            ],
-            ways=[
-                (text, first.without("by").query(("by", by.value)), by is search.by) for by, text in _GROUPS_BY.items()
-            ],
             acts=[
-                (_ACTS_ON_ALL[act], first.without("by").query(("act", act.value)))
+                (_ACTS_ON_ALL[act], search.without("before", "by").query(("act", act.value)))
                 for act in ACTS
                 if search.typed() and not is_empty and self._masses.rights.reach(act, staff.member)
             ],
-            here=search.as_place(),
-            list_query=first.without("by").query(),
-            order=search.order,
-            order_queries=[first.without("order").query(*_ordered(order)) for order in Order],
-            newest_query=first.query() if search.get("before") else None,
             is_empty=is_empty,
             nothing=nothing,
-            **{
-                "by": None,
-                "rows": [],
-                "total": None,
-                "older": None,
-                "since": "",
-                "whole_days": None,
-                "is_cut": False,
-                "indexed": True,
-                **found,
-            },
+            **_form_values(search, viewer),
+            **{**_NOTHING_FOUND, **found},
         )
 
     def _found(self, search: Search, wanted: Filter, viewer: Viewer) -> dict[str, object]:
@@ -285,6 +265,36 @@ class ConsoleSearch:
                 "indexed": page.indexed and total.indexed,
             }
         return found
+
+
+def _form_values(search: Search, viewer: Viewer) -> dict[str, object]:
+    """Return the template values of the form, and of the links that change the search."""
+    first = search.without("before")
+    return {
+        "search": search,
+        "labels": _LABELS,
+        "main_fields": _MAIN,
+        "more_fields": [name for name in _LABELS if name not in _MAIN],
+        "has_more": any(search.get(name) for name in _LABELS if name not in _MAIN),
+        "choices": _CHOICES,
+        "chips": [
+            (
+                _LABELS[name],
+                _shown_choice(name, value, viewer),
+                first.without("by", pair=(name, value)).query(*_by(search)),
+            )
+            for name, value in search.values
+            if name in _LABELS
+        ],
+        "ways": [
+            (text, first.without("by").query(("by", by.value)), by is search.by) for by, text in _GROUPS_BY.items()
+        ],
+        "here": search.as_place(),
+        "list_query": first.without("by").query(),
+        "order": search.order,
+        "order_queries": [first.without("order").query(*_ordered(order)) for order in Order],
+        "newest_query": first.query() if search.get("before") else None,
+    }
 
 
 def _ordered(order: Order) -> Iterable[tuple[str, str]]:

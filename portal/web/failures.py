@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from bottle import HTTPError, HTTPResponse
 
@@ -51,69 +52,80 @@ def error_page(pages: Pages, request: Request, rule: str, error: Exception) -> H
     return response
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """The page for some kinds of errors."""
+
+    kinds: tuple[type[Exception], ...]
+    title: str  # to be translated, as the text
+    text: str
+    status: int
+    sign_in: bool = False
+    retry_after: str = ""  # seconds
+
+
+# The first one that fits. StoreUnusable: the database was damaged at run time.
+_PAGES = (
+    _Page(
+        (LinkExpired,),
+        N_("This link has expired"),
+        N_("Links in messages are valid for a limited time. Sign in to see your held messages."),
+        410,
+        sign_in=True,
+    ),
+    _Page(
+        (BodyMissing, BodyDamaged),
+        N_("Message no longer available"),
+        N_("It was removed from the quarantine. Ask the sender to send it again."),
+        410,
+    ),
+    _Page(
+        (SignInInvalid,),
+        N_("This sign-in link is no longer valid"),
+        N_("Each sign-in link works once, within 15 minutes. Request a new one."),
+        404,
+        sign_in=True,
+    ),
+    _Page(
+        (
+            LinkInvalid,
+            NotFound,
+        ),  # one page for both, so that the existence of another recipient's mail is not disclosed
+        N_("Link or message not found"),
+        N_("The link may be incomplete or revoked, or the message was removed. Sign in to see your held messages."),
+        404,
+        sign_in=True,
+    ),
+    _Page(
+        (Busy,),
+        N_("Too many messages are being opened"),
+        N_("Wait a few seconds, then try again."),
+        503,
+        retry_after="5",
+    ),
+    _Page(
+        (NotAllowed,),
+        N_("Only an administrator can release this message"),
+        N_("The message may be harmful. To ask your administrator, choose “Request release” on its page."),
+        403,
+    ),
+    _Page(
+        (StoreUnavailable, StoreUnusable),
+        N_("Quarantine temporarily unavailable"),
+        N_("No messages were lost. Wait a minute, then try again."),
+        503,
+        retry_after="60",
+    ),
+)
+
+
 def _expected_error_page(pages: Pages, request: Request, error: Exception) -> HTTPResponse | None:
     """Return the page for an expected error. None: the error is a bug."""
-    match error:
-        case LinkExpired():
-            return pages.notice(
-                request,
-                N_("This link has expired"),
-                N_("Links in messages are valid for a limited time. Sign in to see your held messages."),
-                410,
-                sign_in=True,
-            )
-        case BodyMissing() | BodyDamaged():
-            return pages.notice(
-                request,
-                N_("Message no longer available"),
-                N_("It was removed from the quarantine. Ask the sender to send it again."),
-                410,
-            )
-        case SignInInvalid():
-            return pages.notice(
-                request,
-                N_("This sign-in link is no longer valid"),
-                N_("Each sign-in link works once, within 15 minutes. Request a new one."),
-                404,
-                sign_in=True,
-            )
-        case LinkInvalid() | NotFound():
-            # One page for both, so that the existence of another recipient's mail is not disclosed.
-            return pages.notice(
-                request,
-                N_("Link or message not found"),
-                N_(
-                    "The link may be incomplete or revoked, or the message was removed. Sign in to see your held "
-                    "messages."
-                ),
-                404,
-                sign_in=True,
-            )
-        case Busy():
-            return pages.notice(
-                request,
-                N_("Too many messages are being opened"),
-                N_("Wait a few seconds, then try again."),
-                503,
-                Retry_After="5",
-            )
-        case NotAllowed():
-            return pages.notice(
-                request,
-                N_("Only an administrator can release this message"),
-                N_("The message may be harmful. To ask your administrator, choose “Request release” on its page."),
-                403,
-            )
-        case StoreUnavailable() | StoreUnusable():  # StoreUnusable: the database was damaged at run time
-            return pages.notice(
-                request,
-                N_("Quarantine temporarily unavailable"),
-                N_("No messages were lost. Wait a minute, then try again."),
-                503,
-                Retry_After="60",
-            )
-        case _:
-            return None
+    page = next((each for each in _PAGES if isinstance(error, each.kinds)), None)
+    if page is None:
+        return None
+    headers = {"Retry_After": page.retry_after} if page.retry_after else {}
+    return pages.notice(request, page.title, page.text, page.status, sign_in=page.sign_in, **headers)
 
 
 def http_error_page(pages: Pages, request: Request, error: HTTPError) -> HTTPResponse:
