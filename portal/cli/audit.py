@@ -86,6 +86,8 @@ def audit(
         writer.writerows([cell(value) for value in each.values()] for each in found[:limit])
     else:
         _print(found[:limit])
+    if not found:
+        click.echo("No entry matches all criteria. Leave some out.", err=True)
     if len(found) > limit:
         click.echo(f"There are more entries. To list more, use --limit {limit * 10}", err=True)
 

@@ -34,6 +34,7 @@ from portal.cli.common import (
 )
 from portal.cli.options import FILLED, criteria_options, typed_filter, with_extension
 from portal.model.domains import shown_address
+from portal.model.errors import NotFound
 from portal.model.text import shown
 from portal.stores.records import Command
 
@@ -220,6 +221,14 @@ def list_(as_json: bool) -> None:
             click.echo("There are no jobs. To begin one: quarantine release --matching --symbol … --dry-run", err=True)
 
 
+def _found(masses: MassActs, id: UUID) -> View:
+    """Return the job of an id. Raises NotDone."""
+    try:
+        return masses.get(id)
+    except NotFound as error:
+        raise NotDone(f"There is no job {id}. Try: quarantine jobs list") from error
+
+
 @jobs.command()
 @click.argument("id", type=click.UUID)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
@@ -228,7 +237,7 @@ def show(id: UUID, as_json: bool) -> None:
     """Show how far a job is."""
     with open_parts() as parts:
         masses = _masses(parts)
-        found = masses.get(id)
+        found = _found(masses, id)
         if as_json:
             click.echo(json_text(_job_json(found), indent=2))
             return
@@ -246,7 +255,7 @@ def _steering(name: str, command: Command | None, help: str) -> None:
     def steer(id: UUID) -> None:
         with open_parts() as parts:
             masses = _masses(parts)
-            found = masses.get(id)
+            found = _found(masses, id)
             if found.status in ENDED:
                 raise NotDone(f"The job has ended: {found.status}.")
             masses.steer(found, command, current_operator())
@@ -265,7 +274,7 @@ def retry(id: UUID) -> None:
     """Try the failed releases of a job again, as a new job, and show its progress."""
     with open_parts() as parts:
         masses = _masses(parts)
-        found = masses.get(id)
+        found = _found(masses, id)
         if found.status not in ENDED:
             raise NotDone("The job has not ended yet.")
         if not found.failed:

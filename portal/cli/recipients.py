@@ -29,7 +29,7 @@ from portal.model.message import is_address
 from portal.model.schedule import Schedule
 from portal.model.text import shown
 from portal.policy.forgetting import Leaver
-from portal.policy.recipients import Profile
+from portal.policy.recipients import NOT_AN_ADDRESS, Profile
 
 
 @click.command()
@@ -42,7 +42,7 @@ def recipient(address: str, as_json: bool) -> None:
         try:
             mailbox = parts.recipients.find(address)
         except UnknownRecipient as error:
-            raise NotDone(str(error)) from error
+            raise (WrongCall if str(error) == NOT_AN_ADDRESS else NotDone)(str(error)) from error
         profile = parts.recipients.profile(mailbox, parts.actions.now())
     if as_json:
         print_json(_json(profile))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import click
 import pytest
@@ -92,8 +93,29 @@ def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--as", "", "list"), "It is empty"),
         (("import-original",), "Use either --dir DIR or --dsn DSN"),
         (("digests", "stop"), "Give at least one address"),
+        (("digests", "export", "--domain", "elsewhere.example"), "is not a domain of local_domains"),
+        (("digests", "list", "--domain", "elsewhere.example"), "is not a domain of local_domains"),
+        (("recipient", "alice"), "Enter one like name@example.org"),
     ],
 )
 def test_values_that_do_not_fit_together_are_an_error(words: tuple[str, ...], sentence: str) -> None:
     result = CliRunner().invoke(main, words)
     assert (result.exit_code, sentence in result.output) == (2, True), result.output
+
+
+@pytest.mark.usefixtures("empty_store")
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        *(
+            (("jobs", act, str(UUID(int=1))), 1, "Try: quarantine jobs list")
+            for act in ("show", "pause", "cancel", "retry")
+        ),
+        (("meta", "0000"), 1, "Try: quarantine list"),
+        (("audit", "--recipient", "nobody@example.org"), 0, "No entry matches all criteria."),
+        (("list", "--recipient", "nobody@elsewhere.example"), 0, "local_domains has neither it nor its domain"),
+    ],
+)
+def test_an_answer_without_a_result_says_what_to_do(words: tuple[str, ...], status: int, sentence: str) -> None:
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, sentence in result.output) == (status, True), result.output
