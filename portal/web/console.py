@@ -205,10 +205,10 @@ class Console:
     def _member(self, request: Request, permission: Permission, page: str, *, factor: bool) -> StaffSession:
         if not self._sessions.is_staff_network(request):
             raise HTTPError(404)
-        if request.method == "POST":
-            session = self._sessions.of_form(request, page)
-        else:
+        if request.only_reads:
             session, page = self._sessions.of(request), self._sessions.page_of(request)
+        else:
+            session = self._sessions.of_form(request, page)
         member = session.member
         if not member.grants:
             raise HTTPError(404)

@@ -74,7 +74,7 @@ class ForgetPages:
         try:
             mailbox = self._parts.recipients.find(typed.strip(), may_manage)
         except UnknownRecipient as unknown:
-            if request.method == "GET":
+            if request.only_reads:
                 raise self._pages.see_other(query_of(typed)) from unknown  # that page says why
             raise self._console.forbidden(request) from unknown
         if not mailbox.is_person:

@@ -178,7 +178,7 @@ class Pages:
         url = self.parts.domains.of(recipient).public_url
         if url == request.site.url:
             return
-        if request.method not in ("GET", "HEAD"):
+        if not request.only_reads:
             raise self._from_another_site(request)
         query = f"?{request.query_string}" if request.query_string else ""
         raise HTTPResponse(b"", 303, {"Location": f"{url}{quote(request.path)}{query}"})

@@ -39,7 +39,7 @@ class Request:
         self.language = language
         self.zone: ZoneInfo | None = None
         self.shows_console = False
-        self.method: str = environ["REQUEST_METHOD"]
+        self.method: str = environ["REQUEST_METHOD"].upper()  # Bottle finds the routes of POST for "post", too
         self.path: str = environ.get("PATH_INFO", "")  # below the mount point
         self.peer: str = environ.get("REMOTE_ADDR", "")  # the client's IP address, "" if unknown
         self.query_string: str = environ.get("QUERY_STRING", "")
@@ -130,6 +130,11 @@ class Request:
         """The User-Agent header, "" if there is none."""
         text: str = self._environ.get("HTTP_USER_AGENT", "")
         return text
+
+    @property
+    def only_reads(self) -> bool:
+        """True if the method is one that changes nothing, so that no form sent it."""
+        return self.method in ("GET", "HEAD")
 
     @property
     def is_cross_site(self) -> bool:
