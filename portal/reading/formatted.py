@@ -63,6 +63,9 @@ _DECLARATION = re.compile(
 )
 _DISPLAYS = re.compile(r"block|inline|inline-block|none|table(?:-[a-z-]+)?")
 _KEYWORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
+# Of fonts. Sizes relative to those of the parent multiply.
+_SIZE = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})(px|pt|em|rem|%)|0|[a-z]+(?:-[a-z]+)?")
+_LARGEST = {"px": 72, "pt": 54, "em": 1.5, "rem": 3, "%": 150}
 # Of a background picture the colour below it is kept. Nothing outranks the page's own styles.
 _LEFT_OUT = re.compile(r"url\([^()\\;]*+\)|!\s*+important", re.IGNORECASE)
 _PICTURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"GIF87a": "gif", b"GIF89a": "gif"}
@@ -174,6 +177,9 @@ def _moves(name: str, value: str) -> bool:
             return _DISPLAYS.fullmatch(value) is None
         case "vertical-align":
             return _KEYWORD.fullmatch(value) is None
+        case "font-size":
+            size = _SIZE.fullmatch(value)
+            return size is None or (size[1] is not None and float(size[1]) > _LARGEST[size[2]])
         case _:
             return name.startswith(("margin", "letter-spacing")) and "-" in value
 
@@ -210,15 +216,15 @@ def _shown(picture: re.Match[str]) -> str:
 
 
 def _with_hosts(cleaned: str) -> str:
-    """Insert the host after each link. Only texts are inserted, between the tags as nh3 wrote them."""
+    """Insert the host after each link, and put both into a box that nothing around it can pull apart."""
     hosts: list[str] = []
 
-    def after(tag: re.Match[str]) -> str:
+    def boxed(tag: re.Match[str]) -> str:
         if tag[1] is not None:
             href = _HREF.search(tag[1])
             hosts.append(_host_of(html.unescape(href[1])) if href else "")
-            return tag[0]
+            return f'<span class="link">{tag[0]}' if hosts[-1] else tag[0]
         host = hosts.pop() if hosts else ""
-        return f'{tag[0]}<span class="host"> [{host}]</span>' if host else tag[0]
+        return f'{tag[0]}<span class="host"> [{host}]</span></span>' if host else tag[0]
 
-    return _LINK.sub(after, cleaned)
+    return _LINK.sub(boxed, cleaned)

@@ -53,7 +53,7 @@ def test_hostile_html_is_left_with_nothing_that_runs_or_loads(payload: str) -> N
         if (tag, name) == ("a", "href"):
             assert value.startswith(("http://", "https://"))
         elif (tag, name) == ("span", "class"):
-            assert value in ("host", "picture")
+            assert value in ("host", "link", "picture")
         else:
             assert not name.startswith("on") and name not in ("src", "srcset", "background", "id", "name"), (tag, name)
             assert "url(" not in value and "evil" not in value and "position" not in value, (name, value)
@@ -137,9 +137,9 @@ def test_a_picture_that_is_not_shown_is_a_box_with_its_alternative_text(
 def test_each_link_is_followed_by_its_host_and_opens_by_itself(href: str, host: str) -> None:
     html = made(f'<p><a href="{href}" target=_top rel=opener title="bank.example">https://bank.example</a>')["html"]
     assert 'rel="noopener noreferrer nofollow"' in html and "target" not in html and "title" not in html
-    after = f'<span class="host"> [{host}]</span>' if host else ""
+    after = f'<span class="host"> [{host}]</span></span>' if host else ""
     assert f"https://bank.example</a>{after}\n</p>" in html
-    assert ("href" in html) is bool(host)
+    assert ("href" in html) is ('<span class="link"><a ' in html) is bool(host)
 
 
 def test_a_link_around_a_table_with_a_link_is_followed_by_its_own_host() -> None:
@@ -165,6 +165,11 @@ def test_a_link_around_a_table_with_a_link_is_followed_by_its_own_host() -> None
         ("background:url(a\\)url(b)", ""),
         ("color:var(--x);width:attr(x)", ""),
         ('font-family:"a;color:red', "color:red"),
+        (
+            "font-size:72px;font-size:1.5em;font-size:x-large;font-size:0",
+            "font-size:72px;font-size:1.5em;font-size:x-large;font-size:0",
+        ),
+        ("font-size:73px;font-size:2em;font-size:3000pt;font-size:1e9px;font-size:9vh;font-size:+9px", ""),
     ],
 )
 def test_styles_load_nothing_and_cover_nothing(style: str, left: str) -> None:

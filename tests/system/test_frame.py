@@ -4,6 +4,8 @@ and in the portal's frame. A server that nothing may reach counts requests and c
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -148,6 +150,61 @@ def test_the_host_of_a_link_stays_beside_it(site: LocalSite, browser: Browser, l
         text, host = (inside.locator(each).bounding_box() for each in ("b", ".host"))
         assert text and host and abs(host["y"] - text["y"]) < 200, (text, host)
         assert 0 <= host["x"] and host["x"] + host["width"] <= 390, host
+
+
+_LINK = "<a href='https://evil.example/'><b>https://bank.example/{}</b></a>".format("x" * 35)  # fills a line
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        f"<bdo dir=rtl>{_LINK}</bdo>",
+        f"\u202e{_LINK}",
+        f"<p style='line-height:3000px'>{_LINK}</p>",
+        f"<p style='font-size:3000px'><span style='font-size:16px;line-height:1'>{_LINK}</span></p>",
+        f"{'<big>' * 25}<p><span style='font-size:16px'>{_LINK}</span></p>",
+        f"{_LINK}<img src='cid:a' width=300>",
+        f"{_LINK}<span style='display:inline-block;height:3000px'></span>",
+        f"{_LINK}<span style='display:inline-block;padding-top:3000px'>x</span>",
+        f"{_LINK}<span style='line-height:3000px'>x</span>",
+        f"{_LINK}<table style='display:inline-block;height:3000px'><tr><td>x</table>",
+        _LINK.replace("</b>", "</b><span style='font-size:3000px'>&nbsp;</span>"),
+        _LINK.replace("</b>", f"</b><span style='line-height:3000px'>{'x' * 50}</span>"),
+        f"<table><tr><td style='width:1px'>{_LINK}</td></tr></table>",
+        f"<div><div style='display:table-caption'>{_LINK}</div></div>",
+    ],
+)
+def test_nothing_around_a_link_moves_or_mirrors_its_host(site: LocalSite, browser: Browser, html: str) -> None:
+    data = b"Content-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"
+    data += html.encode() + b"\r\n--b\r\nContent-Type: image/png\r\nContent-ID: <a>\r\n\r\n"
+    held = site.hold(data=data + png(1, 3000) + b"\r\n--b--\r\n")
+    with reader(site, browser, viewport={"width": 390, "height": 844}) as page:
+        page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/formatted")
+        inside = page.frame_locator("iframe")
+        text, host = (inside.locator(each).bounding_box() for each in ("b", ".host"))
+        assert text and host and 0 <= host["y"] - text["y"] < 200 and host["width"] > 40, (text, host)
+        assert 0 <= host["x"] and host["x"] + host["width"] <= 390, host
+        first, last = inside.locator(".host").evaluate("""host => {
+            const text = host.firstChild, begin = text.data.indexOf("evil");
+            return [begin, begin + 3].map(at => {
+                const letter = new Range();
+                letter.setStart(text, at);
+                letter.setEnd(text, at + 1);
+                return letter.getBoundingClientRect().left;
+            });
+        }""")
+        assert first < last, "the host reads from left to right"
+
+
+def png(width: int, height: int) -> bytes:
+    """Return a white picture."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = zlib.compress((b"\0" + b"\xff" * width) * height)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_the_frame_is_empty_outside_of_the_portal(site: LocalSite, browser: Browser) -> None:
