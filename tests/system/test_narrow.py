@@ -1,0 +1,51 @@
+"""The console's search on a phone: all of a message is in sight without scrolling sideways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Browser
+
+from portal.assemble import Parts
+from tests.builders import ALICE
+from tests.system.local_site import local_site, sign_in
+from tests.system.samples import hold_samples
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def store_url(files_url: str) -> str:
+    """A single store: browsers see the same on all stores."""
+    return files_url
+
+
+@pytest.mark.parametrize(("width", "highest"), [(320, 215), (390, 160), (1280, 80)])
+def test_rows_of_a_search_fit(make_parts: Callable[..., Parts], browser: Browser, width: int, highest: int) -> None:
+    with local_site(make_parts, staff__administrators=ALICE) as site:
+        hold_samples(site)
+        context = browser.new_context(viewport={"width": width, "height": 800})
+        sign_in(site, context)
+        page = context.new_page()
+        page.goto(f"{site.parts.settings.public_url}/admin/?symbol=BAYES_SPAM")
+        table = page.get_by_role("table")
+        rows = table.get_by_role("row").all()[1:]
+        assert len(rows) == 10
+        for row in rows:
+            cells = row.get_by_role("cell").all()
+            boxes = [box for cell in cells if (box := cell.bounding_box()) and box["width"] and box["height"]]
+            assert len(cells) == 8 and len(boxes) >= 7, "a state may be empty"
+            assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+            for number, one in enumerate(boxes):
+                for other in boxes[number + 1 :]:
+                    across = min(one["x"] + one["width"], other["x"] + other["width"]) - max(one["x"], other["x"])
+                    down = min(one["y"] + one["height"], other["y"] + other["height"]) - max(one["y"], other["y"])
+                    assert across <= 0.5 or down <= 0.5, "two cells overlap"
+            height = row.bounding_box()
+            assert height and height["height"] <= highest
+        scrolls = table.evaluate("one => one.parentElement.scrollWidth > one.parentElement.clientWidth")
+        assert not scrolls
+        headers = [header.inner_text().strip("▼▲ \n") for header in table.get_by_role("columnheader").all()]
+        assert headers[:2] == ["Held", "Subject"] and len(headers) == 8
+        context.close()
