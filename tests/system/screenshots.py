@@ -29,6 +29,7 @@ from tests.system.conftest import CHROMIUM
 from tests.system.local_site import LocalSite, local_site, part, read_mail, sign_in
 from tests.system.mail_programs import show_in_word, show_without_sheets
 from tests.system.samples import hold_samples
+from tests.system.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL, PHONE, DESKTOP = 320, 390, 1000  # pixels wide
@@ -63,8 +64,11 @@ def main(folder: Path) -> None:
         take_tutorial(browser, folder)
         with tempfile.TemporaryDirectory() as parts:
             for language in gallery.LANGUAGES:
-                with site_in(language, mail__admin_address="postmaster@example.org") as site:
-                    gallery.take(gallery.Stage(site, language, browser), language, Path(parts))
+                with (
+                    site_in(language, mail__admin_address="postmaster@example.org") as site,
+                    site_in(language, proxy__secret="p" * 32, proxy__title="Example Company") as company,
+                ):
+                    gallery.take(Stage(site, company, language, browser), language, Path(parts))
             gallery.make_sheets(browser, Path(parts), folder)
         browser.close()
     if folder == ROOT / "docs/images":
