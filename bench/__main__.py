@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench import (
+    accident,
     api,
     beside,
     digests,
@@ -63,6 +64,8 @@ MEASURES = {
     "mass-files": mass.mass_files,
     "mass-postgres": mass.mass_postgres,
     "mass-scanned": mass.mass_scanned,
+    "mass-large": mass.mass_large,
+    "accident-postgres": accident.accident_postgres,
     "releases-files": releases.releases_files,
     "releases-postgres": releases.releases_postgres,
     "digests-files": digests.digests_files,

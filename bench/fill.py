@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 from uuid import UUID
 
 import psycopg
+import zstandard
 
 from bench import load
 from portal.exporter.values import symbols as read_symbols
@@ -33,6 +35,7 @@ SYMBOLS = symbols.pack(read_symbols(load.METADATA["symbols"])[0])
 FROM = "promo@example.net"
 SCORE = 21.5
 CHECKED = 25  # rows of a search
+_BODY = b"Subject: Offer\r\n\r\n" + random.Random(1).randbytes(400).hex().encode()  # 800 bytes, half of them packed
 
 
 def person(number: int) -> str:
@@ -92,15 +95,22 @@ def _postgres_day(dsn: str, day: date, first: int, count: int, people: int, bodi
             "insert into message (id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id,"
             " message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)"
             " select id, id, 'spam', %s, 'Offer ' || n, header_from, terms, left(random, 10), n || '@example.net',"
-            " 'reject', %s, '198.51.100.7', %s, '{}', decode(random || random, 'hex'), 19000, false from filled",
-            [FROM, SCORE, SYMBOLS],
+            " 'reject', %s, '198.51.100.7', %s, '{}', coalesce(%s, decode(random || random, 'hex')), %s, false"
+            " from filled",
+            [
+                FROM,
+                SCORE,
+                SYMBOLS,
+                hashlib.sha256(_BODY).digest() if bodies else None,
+                len(_BODY) if bodies else 19_000,
+            ],
         )
         connection.execute(
             "insert into delivery (message_id, number, recipient, address, state, state_at)"
             " select id, 0, recipient, recipient, 'held', now() from filled"
         )
         if bodies:
-            connection.execute("insert into body_chunk select id, 0, decode(repeat(random, 50), 'hex') from filled")
+            connection.execute("insert into body_chunk select id, 0, %s from filled", [zstandard.compress(_BODY)])
             connection.execute("insert into seen select decode(random || random, 'hex'), id from filled")
 
 

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from uuid import uuid4
 
-from bench import releases, turns
+from bench import fill, releases, turns
 from bench.rig import Effort, Row, own_folder, p99, postgres
 from bench.sink import sink
 from digest.housekeeping import run_mass_acts
@@ -26,6 +27,7 @@ from portal.stores import open_store
 from tests.system import services
 
 DELIVERIES = 3_000
+_LARGE, _PEOPLE = 100_000, 1_000
 _OPERATOR = Actor(ActorKind.OPERATOR, "bench", "cli")
 _PAUSE_SECONDS = 0.02  # between two posts
 
@@ -54,6 +56,66 @@ def mass_scanned(effort: Effort) -> list[Row]:
         }
         [row, _] = _rows("files and clamd", f"files://{folder}/store", folder, effort, scanner)
         return [replace(row, bar="–")]
+
+
+def mass_large(effort: Effort) -> list[Row]:
+    """Release 100,000 deliveries from PostgreSQL: the last tenth as fast as the first one, in as much memory."""
+    count = effort.of(_LARGE)
+    with own_folder() as folder, postgres() as dsn, sink() as server:
+        open_store(dsn, create=True).close()
+        fill.postgres(dsn, fill.days_back(count, 1), _PEOPLE, bodies=True)
+        with turns._assembled(releases._environment(dsn, folder, server.url)) as parts:
+            while parts.store.facets.index():
+                pass
+            with _watching(parts) as seen:
+                seconds = _released(parts, count)
+        if server.got().mails != count:
+            raise RuntimeError("not every delivery was released once")
+    tenth = count // 10
+    first, last = _seconds(seen, tenth, 2 * tenth), _seconds(seen, count - tenth, count)
+    memory = [each.megabytes for each in seen if each.done >= tenth]
+    return [
+        Row(f"{count} releases of a mass act, PostgreSQL, s", f"{seconds:.0f}", f"{count / seconds:.0f}/s", None, "–"),
+        Row("its last tenth and its second one, s", f"{last:.1f}", f"{first:.1f}", last / first, "< 1.5"),
+        Row("its memory at the end and after a tenth, MB", f"{memory[-1]:.0f}", f"{memory[0]:.0f}",
+            memory[-1] / memory[0], "< 1.2"),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The progress of a job at a moment."""
+
+    at: float  # time.monotonic()
+    done: int
+    megabytes: float  # of this process
+
+
+@contextmanager
+def _watching(parts: Parts) -> Iterator[list[_Seen]]:
+    """Look at the newest mass act in another thread until the block ends, and yield what was seen."""
+    seen, ended = list[_Seen](), threading.Event()
+    masses = MassActs(parts.store, parts.actions, parts.staff)
+
+    def work() -> None:
+        while not ended.wait(0.2):
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+            for found in islice(masses.newest(), 1):
+                seen.append(_Seen(time.monotonic(), found.done, resident))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        time.sleep(0.5)  # one more look
+        ended.set()
+        thread.join()
+
+
+def _seconds(seen: list[_Seen], begin: int, end: int) -> float:
+    """Return the time between these numbers of deliveries."""
+    return next(each.at for each in seen if each.done >= end) - next(each.at for each in seen if each.done >= begin)
 
 
 def _rows(
