@@ -55,7 +55,7 @@ log = logging.getLogger("quarantine.digest")
 RETRY_SECONDS = 5  # between two attempts to open a store that is unavailable at the start
 SHOWN = 100  # sent digests that the summary lists, each in a row; if there are more, it shows their number
 _YEARS = 1000  # --now must be this far from `datetime`'s limits, so that times computed from it are within them
-GRACE_SECONDS = 2.0  # for the mail being sent at a stop signal; uWSGI kills after about three
+GRACE_SECONDS = 10.0  # for the mail being sent at a stop signal; uWSGI kills after 15 (uwsgi.ini)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -218,7 +218,7 @@ def _shut_down(scheduler: BlockingScheduler, parts: Parts) -> None:
         shutdown = threading.Thread(target=scheduler.shutdown, daemon=True)
         shutdown.start()
         shutdown.join(GRACE_SECONDS)
-        close_outcomes(parts.store, GRACE_SECONDS / 4)
+        close_outcomes(parts.store, GRACE_SECONDS / 5)
     log.info("stopped")
     logging.shutdown()
     os._exit(0)  # a normal exit would wait for every thread

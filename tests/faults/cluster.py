@@ -117,6 +117,10 @@ class Host:
         """Kill -9 Patroni and PostgreSQL with all its processes at once; etcd goes on."""
         self._kill(lambda name: name != "etcd")
 
+    def kill_etcd(self) -> None:
+        """Kill -9 etcd; Patroni and PostgreSQL go on."""
+        self._kill(lambda name: name == "etcd")
+
     def kill_postgres(self) -> None:
         """Kill -9 PostgreSQL with all its processes; Patroni goes on, and starts it again."""
         self._kill(lambda name: name == "postgres")

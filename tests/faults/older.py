@@ -18,7 +18,7 @@ import pytest
 
 from tests.faults.serving import META, children, mail_of
 from tests.paths import ROOT
-from tests.system.services import BIN, HANDED_OVER, listening, unit
+from tests.system.services import BIN, HANDED_OVER, listening, unit, wait_for
 from tests.uwsgi_client import HEALTH, packet
 
 RELEASE = "9a38f4fd7bef0934d834fd9a3b72bf4af6f6a8fc"  # "release 0.2.0"
@@ -44,7 +44,7 @@ def version_0_2_0(folder: Path) -> Path:
 class Site:
     """The service of a site: its version is exchanged as an administrator does, while systemd keeps the socket."""
 
-    def __init__(self, store_url: str, folder: Path, code: Path) -> None:
+    def __init__(self, store_url: str, folder: Path, code: Path, **environ: str) -> None:
         folder.mkdir()
         (folder / "quarantine.toml").touch()
         self.code = code
@@ -58,6 +58,7 @@ class Site:
             "QUARANTINE_LOCAL_DOMAINS": "example.org",
             "QUARANTINE_MAIL__FROM_ADDRESS": "quarantine@example.org",
             "QUARANTINE_LINKS__KEYS_FILE": f"{folder}/links.keys",
+            **environ,
         }
         self._stack = ExitStack()
         self._listener = self._stack.enter_context(listening(self._path))
@@ -77,8 +78,8 @@ class Site:
         return done.stdout
 
     def start(self) -> float:
-        """Start the service and return how many seconds passed until it answered."""
-        began = time.monotonic()
+        """Start the service, its digest process too, and return how many seconds passed until it answered."""
+        began, running_before = time.monotonic(), self._times_running()
         with self.log.open("ab") as log:
             self._running = subprocess.Popen(
                 [*HANDED_OVER, str(self._listener.fileno()), str(BIN / "uwsgi"), "--ini", "uwsgi.ini"],
@@ -88,7 +89,9 @@ class Site:
         while time.monotonic() < began + 60:
             with suppress(OSError):
                 if _exchange(self._path, packet(HEALTH)).startswith(b"HTTP/1.1 200"):
-                    return time.monotonic() - began
+                    seconds = time.monotonic() - began
+                    wait_for(lambda: self._times_running() > running_before, details=self.log.read_text)
+                    return seconds
         raise AssertionError(f"the service did not start:\n{self.log.read_text('utf-8', 'replace')[-5000:]}")
 
     def stop(self) -> float:
@@ -129,6 +132,9 @@ class Site:
 
     def tracebacks(self) -> int:
         return self.log.read_bytes().count(b"Traceback (most recent call last)")
+
+    def _times_running(self) -> int:
+        return self.log.read_bytes().count(b"quarantine.digest: running ") if self.log.exists() else 0
 
     def _of_version(self) -> dict[str, str]:
         return {**self._environ, "PYTHONPATH": str(self.code)}

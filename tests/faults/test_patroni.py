@@ -151,3 +151,47 @@ def test_posts_wait_for_any_standby_and_are_not_acknowledged_without_one(
     assert pause_seconds <= STANDBY_SECONDS
     cluster.wait_until_healthy()
     assert_whole(empty_database, senders.acknowledged)
+
+
+@pytest.mark.faults
+def test_one_etcd_may_fail_and_with_two_nothing_is_acknowledged_until_one_is_back(
+    cluster: Cluster, empty_database: str, serve: Serve, report: Report
+) -> None:
+    portal = serve(empty_database, workers=2)
+    portal.wait_for_all_workers()
+    senders = Senders(portal, threads=2)
+    leader = cluster.leader()
+    one = [host for host in cluster.hosts if host is not leader][0]
+    with senders.sending():
+        wait_for(partial(accepted, senders, 50), PATIENCE_SECONDS)
+        killed_at = time.monotonic()
+        leader.kill_etcd()  # the one that the leader's Patroni may use
+        time.sleep(2 * TTL_SECONDS)
+        one_seconds = max(senders.longest_pause(killed_at), time.monotonic() - senders.accepted_at[-1])
+        assert cluster.leader() is leader
+        killed_at = time.monotonic()
+        one.kill_etcd()
+        try:
+            wait_for(lambda: time.monotonic() - senders.accepted_at[-1] > 5, TTL_SECONDS + 10)
+            stopped_seconds, alone = senders.accepted_at[-1] - killed_at, senders.done
+            time.sleep(TTL_SECONDS)
+            assert senders.done == alone
+        finally:
+            one.start_etcd()
+            back_at = time.monotonic()
+            leader.start_etcd()
+        wait_for(partial(accepted, senders, alone + 100), PATIENCE_SECONDS)
+        back_seconds = next(at for at in senders.accepted_at if at > back_at) - back_at
+    report(
+        "6 Patroni, etcds killed",
+        f"the leader's: {senders.done:,} messages in all, longest pause {one_seconds:.1f} s; another one too: nothing "
+        f"was acknowledged after {stopped_seconds:.1f} s, again {back_seconds:.1f} s after they were back; "
+        f"{in_words(senders.answers)}",
+        "postgres",
+    )
+    assert one_seconds <= STANDBY_SECONDS
+    assert stopped_seconds <= TTL_SECONDS
+    assert back_seconds <= TTL_SECONDS + 5
+    assert portal.tracebacks() == 0
+    cluster.wait_until_healthy()
+    assert_whole(empty_database, senders.acknowledged)

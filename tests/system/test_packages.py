@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email import message_from_bytes, policy
@@ -16,6 +19,7 @@ import click
 import pytest
 
 from portal import __version__
+from tests.faults.older import version_0_2_0
 from tests.ports import free_port
 from tests.smtp_server import SmtpServer
 from tests.system.debian_root import DebianRoot
@@ -62,9 +66,17 @@ def debian(layout: Path, tmp_path: Path) -> DebianRoot:
 
 
 def older(package: Path, home: Path) -> Path:
-    """Return the package with the number of the last version."""
-    folder, target = home / "older", home / "older.deb"
+    """Return a package of version 0.2.0: its own program and uwsgi.ini, in today's package with today's libraries."""
+    folder, target, code = home / "older", home / "older.deb", version_0_2_0(home)
     subprocess.run(["dpkg-deb", "--raw-extract", package, folder], check=True)
+    build_wheel = [sys.executable, "-m", "build", "--wheel", "--outdir", str(home), str(code)]
+    subprocess.run(build_wheel, check=True, stdout=subprocess.DEVNULL)
+    (modules,) = folder.glob("usr/lib/rspamd-quarantine/lib/python3.*/site-packages")
+    for old in (modules / "portal", modules / "digest", *modules.glob("rspamd_quarantine_portal-*.dist-info")):
+        shutil.rmtree(old)
+    with zipfile.ZipFile(next(home.glob("*-0.2.0-*.whl"))) as wheel:
+        wheel.extractall(modules)
+    shutil.copy(code / "uwsgi.ini", folder / "etc/rspamd-quarantine/uwsgi.ini")
     control = folder / "DEBIAN/control"
     control.write_text(control.read_text().replace(f"Version: {debian_version()}", f"Version: {OLDER}"))
     subprocess.run(["dpkg-deb", "--build", "-Zgzip", "-z1", folder, target], check=True, stdout=subprocess.DEVNULL)
@@ -115,6 +127,7 @@ def test_a_site_installs_uses_upgrades_and_removes_the_package(
     with SmtpServer() as mail:
         fill_in(debian, mail)
         debian.run("quarantine", "init")
+        assert "0.2.0" in debian.run("quarantine", "--version")
         with service(debian) as url:
             held = post(f"{url}/", SAMPLES[0], 1)
             assert held["status"] == "held"
@@ -123,14 +136,17 @@ def test_a_site_installs_uses_upgrades_and_removes_the_package(
             subjects = [message_from_bytes(one.data, policy=policy.default)["Subject"] for one in mail.mails]
             assert len(subjects) == 2 and subjects[1] == SAMPLES[0][3]
             kept = post(f"{url}/", SAMPLES[1], 2)
+            sent = debian.run("quarantine", "print", kept["id"])
 
         filled_in = debian.path(SETTINGS).read_text()
         said = install(debian, built.package)
         assert debian.path(SETTINGS).read_text() == filled_in
         assert STORE in said  # as `quarantine init` prints it
         assert "try-restart quarantine.service" in debian.systemctl_calls()
+        assert __version__ in debian.run("quarantine", "--version")
         with service(debian):
             assert kept["id"] in debian.run("quarantine", "list")
+            assert debian.run("quarantine", "print", kept["id"]) == sent
 
     files = stored(debian)
     assert files
