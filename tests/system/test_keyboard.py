@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 
 from portal.assemble import Parts
 from portal.model.message import State
+from portal.model.text import TAGS
 from tests.builders import ALICE, BY_LINK
 from tests.system.local_site import LocalSite, local_site, sign_in
 
@@ -144,6 +145,24 @@ def test_what_has_the_focus_is_not_covered_by_the_head_of_a_message(site: LocalS
         below.nth(number).evaluate("one => { scrollBy(0, one.getBoundingClientRect().top - 20); one.focus(); }")
         text, seen, _ = page.evaluate(FOCUSED)
         assert seen > 0, text
+
+
+@pytest.mark.parametrize("width", [320])
+@pytest.mark.parametrize("language", TAGS)
+def test_the_head_of_a_message_is_two_lines_in_each_language(
+    make_parts: Callable[..., Parts], browser: Browser, width: int, language: str
+) -> None:
+    with local_site(make_parts, digest__language=language) as site:
+        held = site.hold(data=LONG)
+        context = browser.new_context(viewport={"width": width, "height": 640}, java_script_enabled=False)
+        sign_in(site, context)
+        page = context.new_page()
+        page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
+        page.locator("footer").scroll_into_view_if_needed()
+        assert page.evaluate(HEAD) == [True, True]
+        back, first = page.locator(".back").bounding_box(), page.locator(".first").bounding_box()
+        assert back and first and back["height"] <= 44.5 and first["y"] >= back["y"] + back["height"] - 1
+        context.close()
 
 
 @pytest.mark.parametrize(("width", "height", "stays"), [(390, 844, True), (844, 390, False), (1280, 800, True)])
