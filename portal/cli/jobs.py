@@ -53,7 +53,7 @@ _OPTIONS = ("matching", "dry_run", "reason", "yes", "notify", "hold_back")
 
 
 def matching_options(
-    *, reason: str = "With --matching: the reason, for the audit. Required."
+    *, reason: str = "The reason, for the audit. Required with --matching."
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds the options of a mass act. ``recipient`` is the command's own.
 
@@ -84,7 +84,7 @@ def is_matching(ids: Sequence[str], options: Mapping[str, Any]) -> bool:
     """Return whether the call is a mass act. Raises WrongCall if its options do not fit."""
     if options["matching"] and ids:
         raise WrongCall("Use either ids or --matching.")
-    if not options["matching"] and any(value for name, value in options.items() if name != "matching"):
+    if not options["matching"] and any(value for name, value in options.items() if name not in ("matching", "reason")):
         raise WrongCall("To act on all messages that a search finds, add --matching.")
     if not options["matching"] and not ids:
         raise WrongCall("Give the id of a message, or --matching and what to search for. Try: quarantine list")
@@ -178,7 +178,9 @@ def _note(masses: MassActs, found: View) -> str:
     if found.status is Status.WAITING:
         return _WAITS_FOR[Waiting(found.progress.waits_for)]
     if found.status is Status.RUNNING and masses.actions.now() - found.job.not_before > _LATE:
-        return "No process runs the job. Is quarantine-digest running? Try: systemctl status quarantine-digest"
+        return (
+            "No process runs the job. The digest process does, which the portal starts. Try: journalctl -u quarantine"
+        )
     return ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -132,7 +132,15 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
                 raise NotAllowed(NOT_YOURS)
 
         def send(actions: Actions, delivery: Delivery) -> Delivery:
-            return actions.release(delivery.id, delivery.number, operator, operator=True, again=again, check=check)
+            return actions.release(
+                delivery.id,
+                delivery.number,
+                operator,
+                operator=True,
+                again=again,
+                check=check,
+                reason=matching["reason"] or "",
+            )
 
         for delivery, outcome in in_parallel(parts.actions, send, deliveries, AT_ONCE):
             if isinstance(outcome, Delivery):
@@ -160,7 +168,7 @@ def delete(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
     if is_matching(ids, matching):
         act_on_matching(Act.DELETE, recipient, matching)
         return
-    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.delete(d.id, d.number, current_operator()))
+    _apply_to_each(ids, recipient, _with_reason(Actions.delete, matching))
 
 
 @click.command()
@@ -173,7 +181,7 @@ def restore(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
     if is_matching(ids, matching):
         act_on_matching(Act.RESTORE, recipient, matching)
         return
-    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.restore(d.id, d.number, current_operator()))
+    _apply_to_each(ids, recipient, _with_reason(Actions.restore, matching))
 
 
 @click.command("confirm-spam")
@@ -227,11 +235,7 @@ def reannounce(ids: Sequence[str], recipient: str | None, **matching: Any) -> No
     if is_matching(ids, matching):
         act_on_matching(Act.REANNOUNCE, recipient, matching)
         return
-
-    def announce(parts: Parts, delivery: Delivery) -> Delivery:
-        return parts.actions.reannounce(delivery.id, delivery.number, current_operator())
-
-    _apply_to_each(ids, recipient, announce, result="in the next digest again")
+    _apply_to_each(ids, recipient, _with_reason(Actions.reannounce, matching), result="in the next digest again")
 
 
 @click.command()
@@ -321,6 +325,11 @@ def _select(
             failed = True
             click.echo(f"{shown(id)}: {error}" if len(ids) > 1 else str(error), err=True)
     return chosen, failed
+
+
+def _with_reason(act: Callable[..., Delivery], options: Mapping[str, Any]) -> Callable[[Parts, Delivery], Delivery]:
+    """Return an act for `_apply_to_each` by a method of `Actions`, with the reason of these options for the audit."""
+    return lambda parts, d: act(parts.actions, d.id, d.number, current_operator(), reason=options["reason"] or "")
 
 
 def _apply_to_each(

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from time import monotonic
 from typing import Any
 
 from bottle import HTTPError, HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.message import Actor, State, domain
+from portal.model.message import Actor
 from portal.model.staff import EVERYWHERE, Role
 from portal.model.text import N_
 from portal.policy.staff import Member, Permission
@@ -89,24 +89,24 @@ class StaffSession:
 
 
 class OpenRequests:
-    """The open release requests by domain, read at most once in `_COUNT_SECONDS`: each page of the console has them."""
+    """The numbers of open release requests, counted at most once in `_COUNT_SECONDS`: each page has one."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._domains: Sequence[str] = ()
-        self._read_at: float | None = None
+        self._counts: dict[frozenset[str], tuple[float, int]] = {}  # by domains: when it was counted, number
 
-    def count(self, reach: frozenset[str], now: datetime) -> int:
+    def count(self, reach: frozenset[str]) -> int:
         """Return the number of requests in these domains, at most one more than `REQUESTS_COUNTED`."""
-        if self._read_at is None or monotonic() - self._read_at > _COUNT_SECONDS:
-            # The requests of messages that another host with a faster clock held count as well.
-            found = self._store.deliveries.ending(State.REQUESTED, now + timedelta(days=1), REQUESTS_COUNTED + 1)
-            self._domains, self._read_at = [domain(each.recipient) for each in found], monotonic()
-        return sum(EVERYWHERE in reach or host in reach for host in self._domains)
+        counted_at, count = self._counts.get(reach, (None, 0))
+        if counted_at is None or monotonic() - counted_at > _COUNT_SECONDS:
+            domains = None if EVERYWHERE in reach else reach
+            count = self._store.deliveries.count_requested(domains, REQUESTS_COUNTED + 1)
+            self._counts[reach] = monotonic(), count
+        return count
 
     def forget(self) -> None:
-        """Read them again for the next page, since one was decided."""
-        self._read_at = None
+        """Count again for the next page, since a request was decided."""
+        self._counts.clear()
 
 
 StaffHandler = Callable[..., HTTPResponse]  # takes a Request, a StaffSession and, as keywords, the parts of the route
@@ -181,7 +181,7 @@ class Console:
     def _number_of_requests(self, request: Request, staff: StaffSession) -> str:
         """Return the number of open release requests that a person sees, "" if there is none."""
         reach = self._staff.reach(staff.member, Permission.SEE_ENVELOPE)
-        count = self.open_requests.count(reach, self._pages.now())
+        count = self.open_requests.count(reach)
         return request.language.number(min(count, REQUESTS_COUNTED)) + "+" * (count > REQUESTS_COUNTED) if count else ""
 
     def with_slash(self, _: Request, __: StaffSession) -> HTTPResponse:

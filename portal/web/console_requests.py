@@ -8,7 +8,7 @@ from datetime import datetime
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.message import Delivery, Filter, State
+from portal.model.message import Delivery
 from portal.model.reasons import SCANS_IN_WORDS
 from portal.model.sender import sender_shown
 from portal.model.staff import EVERYWHERE
@@ -23,7 +23,6 @@ from portal.web.request import Request
 from portal.web.rows import Viewer
 
 _SHOWN = 100
-_EXAMINED = 500  # of the newest messages; the longest waiting requests among them are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +53,15 @@ class ConsoleRequests:
         """GET /admin/requests."""
         viewer, now = self._pages.viewer(request, staff.member.person), self._pages.now()
         reach = self._parts.staff.reach(staff.member, Permission.SEE_ENVELOPE)
-        wanted = Filter(states=frozenset({State.REQUESTED})).within(None if EVERYWHERE in reach else reach)
+        domains = None if EVERYWHERE in reach else reach
         with self._pages.searching():
-            page = self._parts.store.deliveries.search(wanted, _EXAMINED)
-        waiting = sorted(page.deliveries, key=lambda each: each.state_at)
+            waiting = self._parts.store.deliveries.requested(domains, _SHOWN + 1)
         return self._console.page(
             request,
             staff,
             "requests",
             rows=[self._row(staff, each, viewer, now) for each in waiting[:_SHOWN]],
-            has_more=len(waiting) > _SHOWN or page.next is not None,
+            has_more=len(waiting) > _SHOWN,
         )
 
     def _row(self, staff: StaffSession, delivery: Delivery, viewer: Viewer, now: datetime) -> RequestRow:

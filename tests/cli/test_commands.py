@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from portal.assemble import Parts
 from portal.cli import main
 from portal.exporter import RULE_VERSION
+from portal.model.audit import AuditFilter
 from portal.model.message import DeliveryId, EventKind, Flag, Scan, ScanOutcome, State, Symbol, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BOB, BY_LINK, hold, mail, now
@@ -428,6 +429,14 @@ def test_delete_and_restore_take_several_ids_and_continue_after_a_wrong_one(run:
     assert states == [State.DELETED] * 3
     assert run("restore", str(one.id), "--recipient", ALICE).exit_code == 0
     assert [d.state for d in store.deliveries.of_message(one.id)] == [State.HELD, State.DELETED]
+
+
+def test_the_reason_of_an_act_on_single_messages_is_in_the_audit(run: Run, store: Store, smtp: SmtpServer) -> None:
+    held = hold(store, recipients=[ALICE])
+    for command in ("delete", "restore", "reannounce", "release"):
+        assert run(command, str(held.id), "--reason", f"The reason of {command}.").exit_code == 0
+    details = [each.detail for each in store.audit.list(AuditFilter(message_id=held.id), 20)]
+    assert all(f"The reason of {command}." in details for command in ("delete", "restore", "reannounce", "release"))
 
 
 def test_refuse_gives_the_recipient_a_reason(run: Run, store: Store, parts: Parts) -> None:

@@ -131,6 +131,15 @@ def test_deleting_and_restoring(site: Site) -> None:
     assert act(staff(site, Role.HELP_DESK, person=BOB), held, "delete").status == 403
 
 
+def test_a_role_that_may_not_restore_releases_nothing_that_was_deleted(site: Site, relay: SmtpServer) -> None:
+    held = site.hold(recipients=(ALICE,))
+    site.parts.actions.delete(held.id, 0, BY_LINK)
+    page_after(staff(site, Role.HELP_DESK), held, "release", reason="She called.")
+    assert site.state(held) is State.DELETED and relay.mails == []
+    page_after(staff(site, person=BOB), held, "release", reason="She called.")
+    assert site.state(held) is State.RELEASED
+
+
 def test_the_slower_person_reads_who_was_faster(site: Site, relay: SmtpServer) -> None:
     held = site.hold(recipients=(ALICE,))
     act(staff(site, person=BOB), held, "release")

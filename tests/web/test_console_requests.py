@@ -16,6 +16,7 @@ from portal.assemble import Parts
 from portal.model.message import DeliveryId, EventKind, Scan, ScanOutcome, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Held
+from portal.web import console, console_requests
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY
 from tests.statements import Statements
 from tests.web_client import Browser, Site
@@ -63,6 +64,18 @@ def test_the_longest_waiting_request_is_first_with_its_age_and_scan(site: Site) 
     assert page.index("The oldest request") < page.index("The newest request")
     assert "5 hours" in page and "No virus found" in page
     assert f'href="/quarantine/admin/messages/{held.id}.0/' in page
+
+
+def test_the_longest_waiting_are_shown_if_there_are_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_requests, "_SHOWN", 3)
+    monkeypatch.setattr(console, "REQUESTS_COUNTED", 3)
+    for number in range(5):
+        requested(site, CAROL, subject=f"Request {number}")
+        site.pass_time(minutes=1)
+        requested(site, ALICE, subject="For the other domain")
+    page = staff(site, Role.HELP_DESK, "example.net").get("/admin/requests").text
+    assert re.findall("Request [0-9]", page) == ["Request 0", "Request 1", "Request 2"]
+    assert "Search all messages" in page and re.search(r"Requests <span[^>]*>3\+<", page)
 
 
 def test_a_role_for_a_domain_sees_its_requests_and_their_number(site: Site) -> None:

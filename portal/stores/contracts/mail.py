@@ -212,6 +212,15 @@ class Deliveries(ABC):
         after the delivery ``after``."""
 
     @abstractmethod
+    def requested(self, domains: Collection[str] | None, limit: int) -> Sequence[Delivery]:
+        """Return the deliveries with an open release request, longest waiting first. ``domains``: only those of
+        recipients there; None: all."""
+
+    @abstractmethod
+    def count_requested(self, domains: Collection[str] | None, at_most: int) -> int:
+        """Return the number of what `requested` returns, not more than ``at_most``."""
+
+    @abstractmethod
     def move(
         self,
         key: DeliveryId,

@@ -35,6 +35,7 @@ from portal.stores.records import Counts, Ending, Page, QueuedMail
 from portal.stores.shared import expiry
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.outcomes import Outcomes
+from portal.stores.shared.patterns import of_domains
 from portal.stores.shared.rows import WHERE_KEY, Rows, events, history, make_unannounced
 from portal.stores.shared.session import Engine, Row, Session
 
@@ -195,6 +196,19 @@ class SqlDeliveries(Deliveries):
     def ending(self, state: State, before: datetime, limit: int, after: DeliveryId | None = None) -> Sequence[Ending]:
         with self._engine.reading() as session:
             return expiry.ending(session, state, before, after, limit)
+
+    def requested(self, domains: Collection[str] | None, limit: int) -> Sequence[Delivery]:
+        where, values = _requested(domains)
+        rest = f"{where} order by d.state_at, d.message_id, d.number limit :limit"
+        with self._engine.reading() as session:
+            return self._rows.deliveries(session, rest, **values, limit=limit)
+
+    def count_requested(self, domains: Collection[str] | None, at_most: int) -> int:
+        where, values = _requested(domains)
+        select = f"select count(*) from (select 1 from delivery d {where} limit :at_most) counted"
+        with self._engine.reading() as session:
+            ((count,),) = session.many(select, **values, at_most=at_most)
+        return int(count)
 
     def aged(
         self, since: datetime, before: datetime, limit: int, after: DeliveryId | None = None
@@ -384,6 +398,13 @@ class SqlDeliveries(Deliveries):
         )
         with self._engine.reading() as session:
             return [DeliveryId(*row) for row in session.many(select, now=now, limit=limit)]
+
+
+def _requested(domains: Collection[str] | None) -> tuple[str, dict[str, Any]]:
+    """Return condition and parameters of `SqlDeliveries.requested`."""
+    condition, values = of_domains("d.recipient", domains)
+    # The state is a constant, and compared with `held` as well, so that both engines use the index without held ones.
+    return f"where d.state = 'requested' and d.state <> 'held' and {condition}", values
 
 
 def _last_of_each_kind(events: Sequence[Event]) -> Sequence[Event]:

@@ -20,6 +20,7 @@ from portal.stores.records import GroupBy, Groups, Page, ScoreKey, ScorePage, Ta
 from portal.stores.search import EXAMINED_MAX, Terms, has_texts, needs_texts
 from portal.stores.shared.facet_index import FacetIndex
 from portal.stores.shared.grouping import Counts, WholeDays, whole_days
+from portal.stores.shared.patterns import of_domains
 from portal.stores.shared.rows import Rows
 from portal.stores.shared.session import Engine, Session
 
@@ -341,9 +342,8 @@ def conditions(wanted: Filter, before: DeliveryId | None) -> tuple[list[str], di
     if wanted.recipient is not None:
         add("d.recipient in :recipients", recipients=[wanted.recipient, *wanted.also])
     if wanted.domains is not None:
-        patterns = {f"domain_{n}": f"%@{_escaped(name)}" for n, name in enumerate(sorted(wanted.domains))}
-        likes = " or ".join(f"d.recipient like :{name} escape '\\'" for name in patterns)
-        add(f"({likes})", **patterns)
+        condition, patterns = of_domains("d.recipient", wanted.domains)
+        add(condition, **patterns)
     if wanted.states:
         add("d.state in :states", states=sorted(state.value for state in wanted.states))
     if State.HELD not in wanted.states and wanted.states:
@@ -389,10 +389,6 @@ def batch_of(rows: Sequence[Sequence[Any]], lowest: DeliveryId | None) -> Batch:
     """Return the hits of rows of `columns`; ``lowest`` None: they are what was examined."""
     hits = [Hit(DeliveryId(id, number), *values) for id, number, *values in rows]
     return Batch(hits, lowest or hits[-1].key, len(hits))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def _numbers(session: Session, names: Sequence[str]) -> list[set[int]]:

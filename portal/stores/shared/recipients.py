@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
@@ -19,6 +18,7 @@ from portal.stores.records import Contacts, Person, QueuedMail
 from portal.stores.shared import audit
 from portal.stores.shared.contacts import contacts
 from portal.stores.shared.outbox import queue
+from portal.stores.shared.patterns import literal, of_domains
 from portal.stores.shared.session import Engine, Row, Session
 
 HAS_NEWS = "news_since is not null and stopped_at is null"
@@ -62,18 +62,14 @@ class SqlRecipients(Recipients):
         return self._people("where recipient in :names", names=list(recipients)) if recipients else []
 
     def names(self, part: str, domains: Collection[str] | None, limit: int, after: str = "") -> Sequence[str]:
-        values = {"part": f"%{_literal(part)}%"}
-        of_domains = ""
-        if domains is not None:
-            values |= {f"domain{number}": f"%@{_literal(each)}" for number, each in enumerate(sorted(domains))}
-            likes = (f"recipient like :{name} escape '!'" for name in values if name != "part")
-            of_domains = f" and ({' or '.join(likes) or '1 = 0'})"
+        condition, values = of_domains("recipient", domains)
         select = (
-            f"select recipient from recipient where recipient > :after and recipient like :part escape '!'{of_domains}"
-            " order by recipient limit :limit"
+            f"select recipient from recipient where {condition} and recipient > :after"
+            " and recipient like :part escape '!' order by recipient limit :limit"
         )
+        values |= {"part": f"%{literal(part)}%", "after": after}
         with self._engine.reading() as session:
-            return [name for (name,) in session.many(select, **values, after=after, limit=limit)]
+            return [name for (name,) in session.many(select, **values, limit=limit)]
 
     def contacts(self, recipient: str, now: datetime) -> tuple[Person, Contacts]:
         with self._engine.reading() as session:
@@ -311,11 +307,6 @@ def person(session: Session, recipient: str) -> Person:
 def _nobody(recipient: str) -> Person:
     """Return a recipient of whom nothing is stored."""
     return Person(recipient, recipient, None, None, None, None)
-
-
-def _literal(text: str) -> str:
-    """Return a text as a part of a pattern of LIKE with ``escape '!'``."""
-    return re.sub(r"([!%_])", r"!\1", text)
 
 
 def person_of_digest(session: Session, digest_id: UUID) -> Person | None:
