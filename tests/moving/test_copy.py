@@ -120,9 +120,11 @@ def fill(store: Store) -> list[Held]:
     release(store, held[0], 0)
     release(store, held[0], 1, RelayRefused("550 no such user"))
     release(store, held[1], 0, RelayDeferred("450 busy"))
-    store.deliveries.move(
-        DeliveryId(held[1].id, 1), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
-    )
+    for key in (DeliveryId(held[1].id, 1), DeliveryId(held[2].id, 1)):
+        store.deliveries.move(
+            key, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED, reason="We wait for it."
+        )
+    store.deliveries.move(key, State.HELD, {State.REQUESTED}, BY_LINK, now(), kind=EventKind.WITHDRAWN)
     with digesting(store, ALICE, now(), 10, ignore_schedule=True):
         pass
     held.append(hold(store, b"", recipients=["Bob@Example.org"]))

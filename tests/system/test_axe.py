@@ -156,7 +156,8 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def messages_in_all_states(site: LocalSite) -> dict[Tier, list[Held]]:
-    """Hold messages of each tier. The last ones are released, deleted, requested, refused, or were not accepted."""
+    """Hold messages of each tier. The last ones are released, deleted, requested, refused or withdrawn, or were
+    not accepted."""
     helds: dict[Tier, list[Held]] = {tier: [] for tier in Tier}
     for held in hold_samples(site):
         helds[site.delivery(held).message.tier].append(held)
@@ -166,9 +167,10 @@ def messages_in_all_states(site: LocalSite) -> dict[Tier, list[Held]]:
     actions = site.parts.actions
     actions.release(spam[-1].id, 0, BY_LINK)
     actions.delete(spam[-2].id, 0, BY_LINK)
-    actions.request_release(dangerous[-1].id, 0, BY_LINK)
-    actions.request_release(dangerous[-2].id, 0, BY_LINK)
+    for held in dangerous[-3:]:
+        actions.request_release(held.id, 0, BY_LINK, reason="We wait for this invoice.")
     actions.refuse_request(dangerous[-2].id, 0, BY_LINK, "It has a virus.")
+    actions.withdraw_request(dangerous[-3].id, 0, BY_LINK)
     site.mail.script["RCPT"] = "550 5.1.1 no such user"
     with pytest.raises(RelayRefused):
         actions.release(doubtful[-1].id, 0, BY_LINK)
@@ -225,6 +227,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
         *("preferences", "preferences?zones=all", "preferences/digest", "preferences/digest?as=text", "sessions"),
         *("sign-in", "sign-in?ended=form", "sign-in/code", "link/nonsense/", "about"),
         *(f"messages/{helds[tier][0].id}/" for tier in Tier),
+        *(f"messages/{held.id}/" for held in helds[Tier.DANGEROUS][-3:]),
         *(f"messages/{html}/{view}" for view in ("formatted", "headers", "source")),
         *(f"messages/{spam}/sender", f"messages/{doubtful}/download"),
         *(f"admin/{query}" for query in ("", "?symbol=BAYES_SPAM&tier=spam", "?by=symbol", "?since=x", "?symbol=X")),
@@ -236,7 +239,8 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
             f"admin/messages/{spam}.0/{part}"
             for part in ("?search=%3Fsymbol%3DBAYES_SPAM", "text", "headers", "similar")
         ),
-        *(f"admin/messages/{helds[Tier.DANGEROUS][0].id}.0/", f"admin/messages/{html}.0/formatted"),
+        *(f"admin/messages/{helds[Tier.DANGEROUS][place].id}.0/" for place in (0, -1, -3)),
+        f"admin/messages/{html}.0/formatted",
         *(
             "admin/staff?done=given",
             "admin/statistics",
