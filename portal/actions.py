@@ -344,11 +344,12 @@ class Actions(ReleaseRequests):
         return delivery
 
     def restore(self, id: UUID, number: int, actor: Actor, *, reason: str = "") -> Delivery:
-        """Undo `delete` or `confirm_spam`. Raises NotFound, AlreadyDone. ``reason``: for the audit."""
+        """Undo `delete` or `confirm_spam`: the delivery is `blocked` or `passed` again if it was, otherwise `held`.
+
+        ``reason``: for the audit. Raises NotFound, AlreadyDone.
+        """
         key, now = DeliveryId(id, number), self.now()
-        delivery = self.store.deliveries.move(
-            key, State.HELD, {State.DELETED}, actor, now, kind=EventKind.RESTORED, detail=reason
-        )
+        delivery = self.store.deliveries.restore(key, actor, now, detail=reason)
         deletions = []
         if self.learning.rspamd is not None:
             events = self.store.deliveries.last_events([key]).get(key, ())

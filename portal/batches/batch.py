@@ -70,7 +70,7 @@ DONE_IN_STATE = {
     (Act.RELEASE, State.RELEASED): Outcome.RELEASED,
     (Act.RELEASE, State.RELEASING): Outcome.RELEASING,
     (Act.DELETE, State.DELETED): Outcome.DELETED,
-    (Act.RESTORE, State.HELD): Outcome.RESTORED,
+    **{(Act.RESTORE, state): Outcome.RESTORED for state in (State.HELD, State.BLOCKED, State.PASSED)},
     (Act.REQUEST, State.REQUESTED): Outcome.REQUESTED,
     (Act.WITHDRAW, State.HELD): Outcome.WITHDRAWN,
     (Act.REFUSE, State.HELD): Outcome.REFUSED,

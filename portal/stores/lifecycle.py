@@ -91,6 +91,11 @@ OPEN_STATES = frozenset(State) - {
     State.RELEASED,
     State.EXPIRED,
 }  # the tier matters as long as a delivery may still be released
+_STATE_OF_RULE = {EventKind.BLOCKED: State.BLOCKED, EventKind.PASSED: State.PASSED}
+# After these, a delivery is not in the state any more that a rule gave it.
+_HELD_AFTERWARDS = frozenset(
+    {EventKind.UNBLOCKED, EventKind.REQUESTED, EventKind.RELEASING, EventKind.STOPPED, EventKind.FAILED}
+)
 _VERDICT_FLAGS = frozenset({Flag.SYMBOLS, Flag.ACTION, Flag.SCORE, Flag.FORCED})  # other flags are about one envelope
 
 
@@ -122,6 +127,27 @@ def check_state(delivery: Delivery, allowed: Collection[State]) -> None:
     """Raise AlreadyDone if the delivery's state is not ``allowed``."""
     if delivery.state not in allowed:
         raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
+
+
+def state_before_deletion(history: Sequence[Event]) -> tuple[State, datetime | None]:
+    """Return the state in which a deleted delivery is restored, and since when it was in it; None: from now on.
+
+    A delivery that a rule blocked or let through is so again, unless something else happened to it in between. If its
+    tier was raised since it was deleted, it was not let through in the end. A deletion ends a release request, so all
+    others are held. ``history``: the delivery's events, oldest first.
+    """
+    state, since = State.HELD, None
+    is_deleted = False
+    for event in history:
+        if event.kind in _STATE_OF_RULE:
+            state, since = _STATE_OF_RULE[event.kind], event.at
+        elif event.kind in _HELD_AFTERWARDS or (
+            event.kind is EventKind.RAISED and is_deleted and state is State.PASSED
+        ):
+            state, since = State.HELD, None
+        if event.kind in (EventKind.DELETED, EventKind.CONFIRMED, EventKind.RESTORED):
+            is_deleted = event.kind is not EventKind.RESTORED
+    return state, since
 
 
 def request_is_mailed(history: Iterable[Event], now: datetime) -> bool:

@@ -50,6 +50,8 @@ _RESULTS = {
     ("again", State.RELEASING): (True, N_("The release is in progress. It is tried again automatically.")),
     ("delete", State.DELETED): (True, N_("Deleted.")),
     ("restore", State.HELD): (True, N_("Deletion undone. The message is held again.")),
+    ("restore", State.BLOCKED): (True, N_("Deletion undone.")),
+    ("restore", State.PASSED): (True, N_("Deletion undone.")),
     ("deny", State.HELD): (True, N_("Denied. The recipient gets a mail with the reason.")),
     ("reannounce", State.HELD): (True, N_("The next digest lists this message again.")),
     ("link", None): (True, N_("A link to this message is on its way to the recipient. It is valid for 15 minutes.")),

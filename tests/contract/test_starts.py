@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from portal.model.errors import AlreadyDone, RelayRefused, RulesInUse
 from portal.model.message import (
+    RELEASABLE,
     Actor,
     ActorKind,
     DeliveryId,
@@ -26,7 +28,7 @@ from portal.stores import Store, open_store
 from portal.stores.files.reindex import reindex
 from portal.stores.shared.jobs import SCAN
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, export, hold, mail, now, rule
-from tests.contract.helpers import UNKNOWN, send_digest
+from tests.contract.helpers import MINUTE, UNKNOWN, send_digest
 
 CAROL = "carol@example.org"
 RULE = rule("example.net").as_actor
@@ -167,6 +169,10 @@ def test_a_reindex_restores_them_and_begins_no_release(tmp_path: Path) -> None:
     id = store.messages.add(export(data, recipients=EVERYBODY), body(data), Tier.SPAM, (), scan=clean, starts=STARTS).id
     other = hold(store, recipients=EVERYBODY, starts=STARTS).id
     store.deliveries.move(DeliveryId(other, 1), State.HELD, {State.BLOCKED}, BY_LINK, now(), kind=EventKind.UNBLOCKED)
+    third = hold(store, recipients=EVERYBODY, starts=STARTS).id
+    for key in (DeliveryId(third, 1), DeliveryId(third, 2)):
+        store.deliveries.move(key, State.DELETED, RELEASABLE, BY_LINK, now(), kind=EventKind.DELETED)
+        store.deliveries.restore(key, BY_LINK, now())
     histories = [store.deliveries.history(DeliveryId(other, number)) for number in (1, 2)]
     store.close()
     reindex(tmp_path / "store", lambda *_: None)
@@ -175,11 +181,47 @@ def test_a_reindex_restores_them_and_begins_no_release(tmp_path: Path) -> None:
         # The journal, which has the releases that were done, may be lost.
         assert states(store, id) == [State.HELD, State.BLOCKED, State.PASSED, State.HELD]
         assert states(store, other) == [State.HELD, State.HELD, State.PASSED, State.HELD]
+        assert states(store, third) == [State.HELD, State.BLOCKED, State.PASSED, State.HELD]
         assert [store.deliveries.history(DeliveryId(other, number)) for number in (1, 2)] == histories
         assert store.deliveries.get(DeliveryId(id, 0)).message.scan == clean
         assert store.deliveries.due_releases(now(), 10) == []
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("kind", [EventKind.DELETED, EventKind.CONFIRMED])
+def test_a_restored_delivery_is_as_it_was_before_it_was_deleted(store: Store, kind: EventKind) -> None:
+    id, at = hold(store, recipients=EVERYBODY, starts=STARTS).id, now() + MINUTE
+    keys = [DeliveryId(id, number) for number in range(3)]
+    before = [store.deliveries.get(key) for key in keys]
+    for _ in range(2):
+        for key in keys:
+            store.deliveries.move(key, State.DELETED, {State.HELD, *RELEASABLE}, BY_LINK, at, kind=kind)
+            store.deliveries.restore(key, BY_LINK, at, detail="by mistake")
+    assert [store.deliveries.get(key) for key in keys] == [replace(before[0], state_at=at), *before[1:]]
+    assert store.deliveries.history(keys[1])[-1] == Event(at, EventKind.RESTORED, BY_LINK, "by mistake")
+    with pytest.raises(AlreadyDone):
+        store.deliveries.restore(keys[1], BY_LINK, at)
+
+
+@pytest.mark.parametrize(("state", "kind"), [(State.HELD, EventKind.UNBLOCKED), (State.REQUESTED, EventKind.REQUESTED)])
+def test_what_was_not_blocked_any_more_is_held_after_its_deletion_is_undone(
+    store: Store, state: State, kind: EventKind
+) -> None:
+    key, at = DeliveryId(hold(store, recipients=[ALICE], starts=STARTS).id, 0), now()
+    store.deliveries.move(key, state, {State.BLOCKED}, BY_LINK, at, kind=kind)
+    store.deliveries.move(key, State.DELETED, {state}, BY_LINK, at, kind=EventKind.DELETED)
+    assert store.deliveries.restore(key, BY_LINK, at).state is State.HELD
+
+
+def test_what_became_worse_while_it_was_deleted_was_not_let_through(store: Store) -> None:
+    data = mail()
+    id = hold(store, data, recipients=EVERYBODY, starts=STARTS).id
+    for number in (1, 2):
+        store.deliveries.move(DeliveryId(id, number), State.DELETED, RELEASABLE, BY_LINK, now(), kind=EventKind.DELETED)
+    hold(store, data, recipients=EVERYBODY, tier=Tier.DANGEROUS)
+    restored = [store.deliveries.restore(DeliveryId(id, number), BY_LINK, now()).state for number in (1, 2)]
+    assert restored == [State.BLOCKED, State.HELD]
 
 
 def test_text_from_rules_cannot_break_the_database(store: Store) -> None:

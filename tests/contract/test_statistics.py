@@ -10,7 +10,17 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Start, State, Symbol, Tier
+from portal.model.message import (
+    RELEASABLE,
+    Actor,
+    ActorKind,
+    DeliveryId,
+    EventKind,
+    Start,
+    State,
+    Symbol,
+    Tier,
+)
 from portal.model.statistics import LATER, NAMES_MAX, Count, DayCounts, Fact, Month, Outcome, Part, lines
 from portal.stores import Store
 from portal.stores.files.database import DATABASE
@@ -68,9 +78,13 @@ def test_what_is_done_later_counts_on_the_day_when_it_is_done(store: Store) -> N
 def test_what_rules_let_through_or_block_is_counted(store: Store) -> None:
     by_rule = Actor(ActorKind.SYSTEM, "rule")
     starts = {ALICE: Start(State.PASSED, by_rule), BOB: Start(State.BLOCKED, by_rule)}
-    hold(store, recipients=[ALICE, BOB, CAROL], starts=starts, at=yesterday())
-    numbers = counted(store, Part.TOTAL, yesterday())
-    assert numbers == {("held", ""): 2, ("passed", ""): 1, ("blocked", ""): 1}
+    id = hold(store, recipients=[ALICE, BOB, CAROL], starts=starts, at=yesterday()).id
+    numbers = {("held", ""): 2, ("passed", ""): 1, ("blocked", ""): 1}
+    assert counted(store, Part.TOTAL, yesterday()) == numbers
+    for key in (DeliveryId(id, 0), DeliveryId(id, 1)):  # also after a deletion that was undone
+        store.deliveries.move(key, State.DELETED, RELEASABLE, BY_LINK, yesterday(), kind=EventKind.DELETED)
+        store.deliveries.restore(key, BY_LINK, yesterday())
+    assert counted(store, Part.TOTAL, yesterday()) == {**numbers, ("deleted", ""): 2}
 
 
 @pytest.mark.parametrize(

@@ -92,15 +92,33 @@ def test_a_rule_of_an_administrator_is_not_disclosed(site: Site) -> None:
     assert "198.51.100.0/24" not in page
 
 
-def test_a_blocked_delivery_can_be_put_back_deleted_and_restored(site: Site, smtp: SmtpServer) -> None:
+def test_a_blocked_delivery_can_be_put_back(site: Site, smtp: SmtpServer) -> None:
     add(site, rule("example.net"))
-    held, other = held_by_post(site), held_by_post(site)
+    held = held_by_post(site)
     site.parts.actions.unblock(held.id, 0, BY_LINK)
     assert site.state(held) is State.HELD
     assert site.history(held)[-1].kind is EventKind.UNBLOCKED
-    site.parts.actions.delete(other.id, 0, BY_LINK)
-    site.parts.actions.restore(other.id, 0, BY_LINK)
-    assert site.state(other) is State.HELD
+
+
+def test_a_blocked_delivery_is_blocked_again_after_its_deletion_was_undone(site: Site, smtp: SmtpServer) -> None:
+    add(site, rule("example.net"))
+    held, alice = held_by_post(site), site.signed_in(ALICE)
+    before = site.delivery(held)
+    site.pass_time(minutes=5)
+    form = {"form_token": alice.form_token(), "from": "list?state=blocked"}
+    alice.post(f"/messages/{held.id}/delete", form)
+    assert site.state(held) is State.DELETED
+    page = alice.follow(alice.post(f"/messages/{held.id}/restore", form), "/").text
+    assert "Deletion undone." in page and "held again" not in page
+    assert site.delivery(held) == before
+    assert "By your rule for example.net" in alice.get(f"/messages/{held.id}/").text
+    assert "Offer" in alice.get("/?state=blocked").text and "Offer" not in alice.get("/").text
+    for do in ("delete", "restore"):  # selected in the lists
+        alice.post("/messages", {**form, "do": do, "mail": f"{held.id}.0", "shown": f"{held.id}.0"})
+    assert site.history(held)[-1].kind is EventKind.RESTORED
+    assert site.delivery(held) == before
+    send_digests(site)
+    assert [m.recipients for m in smtp.mails] == [[BOB]]
 
 
 def test_a_mail_that_rspamd_withheld_by_rules_is_always_held(make_parts: MakeParts) -> None:

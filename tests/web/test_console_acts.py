@@ -9,10 +9,10 @@ import pytest
 
 from portal.assemble import Parts
 from portal.model.audit import AuditFilter
-from portal.model.message import Reader, State, Tier
+from portal.model.message import Reader, Start, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Held
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, body, export, mail
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, body, export, mail, rule
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site
 
@@ -138,6 +138,17 @@ def test_a_role_that_may_not_restore_releases_nothing_that_was_deleted(site: Sit
     assert site.state(held) is State.DELETED and relay.mails == []
     page_after(staff(site, person=BOB), held, "release", reason="She called.")
     assert site.state(held) is State.RELEASED
+
+
+@pytest.mark.parametrize("state", [State.BLOCKED, State.PASSED])
+def test_what_a_rule_decided_is_as_before_when_its_deletion_is_undone(site: Site, state: State) -> None:
+    held = site.hold(recipients=(ALICE,), starts={ALICE: Start(state, rule("example.net").as_actor)})
+    browser, before = staff(site), site.delivery(held)
+    site.pass_time(seconds=1)
+    act(browser, held, "delete")
+    page = page_after(browser, held, "restore")
+    assert "Deletion undone." in page and "held again" not in page
+    assert site.delivery(held) == before
 
 
 def test_the_slower_person_reads_who_was_faster(site: Site, relay: SmtpServer) -> None:

@@ -246,6 +246,13 @@ class Deliveries(ABC):
         """
 
     @abstractmethod
+    def restore(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
+        """Undo the deletion of a delivery: it is blocked or let through again if it was so before, otherwise held.
+
+        Records an event with this detail. Durable on return. Raises NotFound; AlreadyDone if it is not deleted.
+        """
+
+    @abstractmethod
     def reannounce(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
         """Make a held delivery unannounced to all its readers: the first digest after ``now`` lists it again.
 

@@ -268,6 +268,14 @@ class SqlDeliveries(Deliveries):
                     queue(session, mail, now)
             return self._rows.record(session, key, Event(now, kind, actor, reason or detail))
 
+    def restore(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
+        with self._engine.writing() as session:
+            lifecycle.check_state(self._rows.delivery(session, key, for_update=True), {State.DELETED})
+            state, since = lifecycle.state_before_deletion(_history(session, key))
+            restored = "state = :state, state_at = :at, reason = ''"
+            session.execute(f"update delivery set {restored} {WHERE_KEY}", key, state=state.value, at=since or now)
+            return self._rows.record(session, key, Event(now, EventKind.RESTORED, actor, detail))
+
     def reannounce(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
