@@ -31,7 +31,7 @@ from portal.web.downloads import DownloadPages
 from portal.web.formatted import FormattedMessages
 from portal.web.found import visible
 from portal.web.history import history
-from portal.web.listing import name_of
+from portal.web.listing import cursor, name_of
 from portal.web.neighbours import beside
 from portal.web.pages import Pages
 from portal.web.release_request import release_request
@@ -207,7 +207,7 @@ class ConsoleMessage:
     def go(self, request: Request, staff: StaffSession, id: str, way: str) -> HTTPResponse:
         """GET /admin/messages/ID/WAY: redirect to the next or previous message of the search that one came from."""
         delivery, _ = self.found(staff, id)
-        search = Search.of_query(request.query("search").removeprefix("?")).without("by", "before")
+        search = Search.of_query(request.query("search").removeprefix("?")).without("by")
         reach = self._parts.staff.reach(staff.member, Permission.SEE_ENVELOPE)
         zone = self._pages.viewer(request, staff.member.person).zone
         try:
@@ -221,7 +221,7 @@ class ConsoleMessage:
 
         with self._pages.searching():
             if search.order is Order.NEWEST:
-                key = beside(delivery.key, way, found)
+                key = beside(delivery.key, way, found, [cursor(search.get("before"))])
             else:
                 key = self._beside_by_score(delivery, way, wanted, search.order)
         return self._pages.see_other(f"/{place(key)}/{search.as_place()}" if key else HOME + search.query())

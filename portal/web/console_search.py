@@ -150,8 +150,8 @@ class Search:
         return f"?{urlencode(pairs)}" if pairs else ""
 
     def as_place(self) -> str:
-        """Return the query string with which the page of a message names the search that one came from."""
-        query = self.without("before", "by").query()
+        """Return the query string with which the page of a message names the page of the search that one came from."""
+        query = self.without("by").query()
         return f"?{urlencode({'search': query})}" if query else ""
 
 

@@ -150,6 +150,12 @@ class Listing:
         return self.query(before="" if before == "-" else before, trail="~".join(trail), at=at, select="")
 
     @property
+    def begins(self) -> list[DeliveryId | None]:
+        """The deliveries after which this page and the known pages before it begin, this page first; None: the first
+        page."""
+        return [self.before, *(cursor(each.partition("_")[0]) for each in reversed(self._trail))]
+
+    @property
     def _trail(self) -> list[str]:
         """The pages before this one: each as its cursor, "-" for the first one, and after a "_" its `at`."""
         found = (each.partition("_") for each in self.get("trail").split("~"))

@@ -35,8 +35,7 @@ class Neighbours:
     def go(self, request: Request, id: str, way: str) -> HTTPResponse:
         """GET /messages/ID/WAY: redirect (303) to the next or previous message, or to the list if there is none.
 
-        The previous message is searched among the `RANKED_MAX` first ones of the list, since a search goes from newer
-        to older messages only.
+        A message that is too far from the page of the list that the reader came from leads to the list as well.
         """
         session = self._sessions.of(request)
         delivery = self._messages.delivery(session.recipient, id)
@@ -64,19 +63,33 @@ class Neighbours:
             groups = ranked([*others, delivery], known_senders(self._store, [reader]).get(reader.identity, ()))
             order = list(chain.from_iterable((group.newest.key, *(o.key for o in group.others)) for group in groups))
             return _beside(order, delivery.key, way)
-        return beside(delivery.key, way, search)
+        return beside(delivery.key, way, search, listing.begins)
 
 
-def beside(key: DeliveryId, way: str, search: Callable[[int, DeliveryId | None], Page]) -> DeliveryId | None:
-    """Return the next or previous delivery in a list whose newest is first.
+def beside(
+    key: DeliveryId,
+    way: str,
+    search: Callable[[int, DeliveryId | None], Page],
+    begins: Sequence[DeliveryId | None],
+) -> DeliveryId | None:
+    """Return the next or previous delivery in a list whose newest is first; None if there is none or it is not found.
 
-    ``search`` returns so many deliveries of the list, from its beginning or after one.
+    ``search`` returns so many deliveries of the list, from its beginning or after one. It goes from newer to older ones
+    only. So the previous delivery is among those between the begin of a page and this one: the last of them.
+    ``begins``: after which deliveries the reader's page and the pages before it begin, this page first. The previous
+    delivery of a page's first one is on the page before.
     """
     if way == "next":
         page = search(1, key)
         return page.deliveries[0].key if page.deliveries else None
-    newer = [each.key for each in search(RANKED_MAX, None).deliveries if each.key > key]
-    return newer[-1] if newer else None
+    above = [begin for begin in begins if begin is None or begin > key]
+    for begin in [*above, None][:2]:
+        page = search(RANKED_MAX, begin)
+        is_reached = page.next <= key if page.next is not None else not page.is_cut
+        newer = [each.key for each in page.deliveries if each.key > key]
+        if not is_reached or newer or begin is None:
+            return newer[-1] if is_reached and newer else None
+    return None
 
 
 def _beside(order: Sequence[DeliveryId], key: DeliveryId, way: str) -> DeliveryId | None:

@@ -165,6 +165,22 @@ def test_previous_and_next_follow_the_search(site: Site) -> None:
     assert (end.header("Location") or "").startswith("/quarantine/admin/?recipient=")
 
 
+def test_previous_is_found_from_a_later_page_of_the_search(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.web.neighbours.RANKED_MAX", 4)
+    held = [site.hold(recipients=(ALICE,), subject=f"Number {number}") for number in range(10)]
+    browser = staff(site)
+    path = f"/admin/?recipient={ALICE}&before={held[4].id}.0"
+    [link] = re.findall(r'href="/quarantine(/admin/messages/[^"]*)"><bdi>Number 1<', browser.get(path).text)
+    page = browser.get(html.unescape(link))
+    assert f"before={held[4].id}.0" in page.text  # the way back
+    for number in (2, 3):
+        [link] = re.findall(r'href="/quarantine([^"]*/previous[^"]*)"', page.text)
+        page = browser.follow(browser.get(html.unescape(link)), link)
+        assert f"Number {number}" in page.text
+    answer = browser.get(html.unescape(re.findall(r'href="/quarantine([^"]*/previous[^"]*)"', page.text)[0]))
+    assert (answer.header("Location") or "").startswith("/quarantine/admin/?")  # too far from the first page
+
+
 def test_similar_messages_of_the_recipient_are_linked(site: Site) -> None:
     held = [site.hold(recipients=(ALICE,), subject=f"Your invoice {number}") for number in (17, 18)]
     browser = staff(site)

@@ -40,6 +40,12 @@ def opened(browser: Browser, path: str, subject: str) -> Answer:
     return browser.get(html.unescape(link[1]))
 
 
+def older(page: Answer) -> str:
+    """Return the path of the next page of a list."""
+    [link] = re.findall(r'href="/quarantine([^"]+)" rel="next"', page.text)
+    return html.unescape(link)
+
+
 def subject(page: Answer) -> str:
     found = re.search(r"<h1><bdi>([^<]+)</bdi></h1>", page.text)
     return found[1] if found else ""
@@ -76,6 +82,29 @@ def test_neighbours_follow_the_order_of_the_likely_mistakes(site: Site) -> None:
     form = {"form_token": browser.form_token(), "from": "message?order=likely"}
     after = browser.follow(browser.post(f"/messages/{second.id}/release", form), "/")
     assert subject(follow(browser, after, "next")) == "worst"
+
+
+def test_the_previous_message_is_found_from_each_page_of_a_long_list(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portal.web.neighbours.RANKED_MAX", 30)
+    for number in range(60, 0, -1):
+        site.hold(recipients=(ALICE,), header_from=f"a{number}@example.net", subject=f"pear {number}.")
+    browser = site.signed_in(ALICE)
+    second = older(browser.get("/"))
+    third = older(browser.get(second))
+    for path, number in (("/", 2), (second, 30), (second, 26), (third, 55), (third, 52), (third, 51)):
+        page = opened(browser, path, f"pear {number}.")
+        assert subject(follow(browser, page, "prev")) == f"pear {number - 1}."
+    page = opened(browser, third, "pear 51.")
+    for number in (50, 49, 48):  # on the page before
+        page = follow(browser, page, "prev")
+        assert subject(page) == f"pear {number}."
+    first = opened(browser, "/", "pear 1.")
+    assert follow(browser, first, "prev").text.count('class="mail"') == 25
+    page = opened(browser, third, "pear 55.")
+    [link] = re.findall(r'href="([^"?]+)[^"]*" rel="prev"', page.text)  # without the place in the list
+    assert (browser.get(link).header("Location") or "").endswith("/quarantine/")
 
 
 def test_a_released_message_is_sent_again_after_a_minute(site: Site, relay: SmtpServer) -> None:
