@@ -52,6 +52,7 @@ class DigestPages:
         held, done = self._held(digest, like), self._changed_since(digest, request.query("since"))
         listed = held[:_MAX_MESSAGES]
         rows = self._pages.rows(request, [*listed, *done], recipient)
+        made = self._made(request, recipient)
         return self._pages.page(
             request,
             "several",
@@ -62,7 +63,8 @@ class DigestPages:
             done=rows[len(listed) :],
             rest=request.query("rest") == "1",
             nothing=request.query("none") == "1",
-            may_undo=self._undoable(request, recipient) is not None,
+            may_undo=_has_deleted(made),
+            undone=_restored(made) if request.query("since") else None,
             drawn=int(self._pages.now().timestamp()),
             form=new_id(),
         )
@@ -76,10 +78,10 @@ class DigestPages:
             return self._preferences.revoke(request, recipient, via="link")
         like = cursor(request.query("like"))
         group = f"like={name_of(like)}" if like else ""
-        undone = self._undoable(request, recipient) if request.form("do") == "restore" else None
+        made = self._made(request, recipient) if request.form("do") == "restore" else None
         chosen = self._selected(self._digest_of(link), " ".join(request.all_of_form("mail")).split())
-        if undone is not None:
-            batch = self._pages.batches.undo(undone)
+        if made is not None and _has_deleted(made):
+            batch = self._pages.batches.undo(made)
         elif request.form("do") not in ("release", "delete") or not chosen:
             return self._pages.see_other(f"./?none=1&{group}")
         else:
@@ -99,8 +101,11 @@ class DigestPages:
         keep_batch(self._pages, response, job.id, _UNDO_SECONDS)
         return response
 
-    def _undoable(self, request: Request, recipient: str) -> Job | None:
-        """Return the batch that this browser made by a link, as long as its deletions can be undone there."""
+    def _made(self, request: Request, recipient: str) -> Job | None:
+        """Return the batch that this browser made by a link, as long as its deletions can be undone there.
+
+        None also while it is not finished.
+        """
         id = kept(request).batch
         try:
             job = self._pages.batches.of(id, recipient) if id else None
@@ -109,8 +114,7 @@ class DigestPages:
         if job is None or job.finished_at is None or job.actor.via != "link":
             return None
         is_recent = self._pages.now() - job.created_at < timedelta(seconds=_UNDO_SECONDS)
-        has_deleted = Progress.from_json(job.progress).counts.get(Outcome.DELETED, 0) > 0
-        return job if is_recent and has_deleted else None
+        return job if is_recent else None
 
     def _confirm(
         self, request: Request, recipient: str, chosen: Sequence[Delivery], to_check: Sequence[Delivery], place: str
@@ -179,3 +183,14 @@ class DigestPages:
 def _form_value(delivery: Delivery) -> str:
     """Return the value of a delivery's checkbox in the form."""
     return f"{delivery.id}.{delivery.number}"
+
+
+def _has_deleted(job: Job | None) -> bool:
+    return job is not None and Progress.from_json(job.progress).counts.get(Outcome.DELETED, 0) > 0
+
+
+def _restored(job: Job | None) -> int | None:
+    """Return how many deletions a batch has undone, None if it is another one."""
+    if job is None or Batch.from_json(job.arguments).act is not Act.RESTORE:
+        return None
+    return Progress.from_json(job.progress).counts.get(Outcome.RESTORED, 0)

@@ -76,7 +76,8 @@ class LinkPages:
         reader = person.recipient
         # After a POST (`done`) the page must not count as an open and must not submit itself, or it would loop.
         if request.query("done") and link.action is not Action.SHOW:
-            return self._page(request, link, delivery, reader, autosubmit=False, is_done=True)
+            done = "restore" if request.query("done") == "restore" else link.action.name.lower()
+            return self._page(request, link, delivery, reader, autosubmit=False, done=done)
         opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
             if self._is_signed_in(request, reader):
@@ -112,7 +113,7 @@ class LinkPages:
         if pressed or self._may_autosubmit(request, link, delivery, person, opens):
             actor = self._pages.actor(request, "link", delivery, reader)
             self._perform(link, actor, undo=undo, reason=request.form("reason"))
-        response = self._pages.see_other("./?done=1")
+        response = self._pages.see_other("./?done=restore" if undo else "./?done=1")
         return self._with_device_cookie(request, response, reader) if pressed and request.has_user_gesture else response
 
     def _with_device_cookie(self, request: Request, response: HTTPResponse, recipient: str) -> HTTPResponse:
@@ -203,14 +204,15 @@ class LinkPages:
         reader: str,
         *,
         autosubmit: bool,
-        is_done: bool = False,
+        done: str = "",
     ) -> HTTPResponse:
+        """Return the page of a link. ``done``: the action whose result it shows."""
         return self._pages.page(
             request,
             "link",
             row=self._pages.row(request, delivery, reader),
             action=link.action.name.lower(),
-            done=is_done,
+            done=done,
             alone=autosubmit,
             script=autosubmit,
             reason_characters=REQUEST_REASON_CHARACTERS,

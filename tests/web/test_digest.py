@@ -15,7 +15,7 @@ from portal.model.message import State, Symbol, Tier
 from portal.stores.records import Digest, Held
 from portal.web import bulk as web_bulk
 from portal.web import digest as web_digest
-from tests.builders import ALICE, BOB, MALLORY, digesting
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
 from tests.moving.test_copy import damage
 from tests.smtp_server import SmtpServer, nobody_listens
 from tests.web_client import ORIGIN, ROOT, Browser, Site
@@ -193,14 +193,27 @@ def test_the_browser_that_deleted_several_can_undo_it_for_ten_minutes(site: Site
     assert "Undo deletion" in page and "Undo deletion" not in other.get(path + "?since=1").text
     other.post_all(path, [("do", "restore")])
     assert site.state(helds[0]) is State.DELETED
-    browser.post_all(path, [("do", "restore")])
+    page = browser.follow(browser.post_all(path, [("do", "restore")]), path).text
     assert [site.state(held) for held in helds] == [State.HELD] * 2
+    result = page.partition('<section class="done" role="status"')[2].partition("</section>")[0]
+    assert "Deletion undone: 1" in result and "Undo deletion" not in page
+    assert "Deletion undone" not in browser.get(path).text
     page = choose(browser, path, "delete", [f"{held.id}.0" for held in helds], browser.get(path).text)
+    assert "Deletion undone" not in page
     assert [site.state(held) for held in helds] == [State.DELETED] * 2
     site.pass_time(minutes=11)
     assert "Undo deletion" not in browser.get(path + "?since=1").text
     browser.post_all(path, [("do", "restore")])
     assert [site.state(held) for held in helds] == [State.DELETED] * 2
+
+
+def test_an_undo_that_comes_too_late_says_so(site: Site) -> None:
+    held = site.hold(subject="Mail one")
+    browser, path = site.browser(), several(site, send_digest(site))
+    choose(browser, path, "delete", [f"{held.id}.0"], browser.get(path).text)
+    site.parts.actions.restore(held.id, 0, BY_OPERATOR)
+    page = browser.follow(browser.post_all(path, [("do", "restore")]), path).text
+    assert "Nothing was changed." in page and "Deletion undone" not in page
 
 
 def test_suspicious_messages_of_a_digest_are_released_after_their_cautions(site: Site, relay: SmtpServer) -> None:

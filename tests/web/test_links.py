@@ -10,9 +10,9 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import RelayRefused
 from portal.model.links import Action
-from portal.model.message import DeliveryId, EventKind, State, Tier
+from portal.model.message import DeliveryId, EventKind, Start, State, Tier
 from portal.stores.records import Held
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting, rule
 from tests.moving.test_copy import damage, lose
 from tests.smtp_server import SmtpServer, nobody_listens
 from tests.web_client import ORIGIN, Answer, Browser, Site
@@ -114,7 +114,36 @@ def test_a_deletion_offers_undo(site: Site, held: Held) -> None:
     assert 'name="undo"' in page
     page = browser.follow(browser.post(link, {"undo": "1"}), link).text
     assert site.state(held) is State.HELD
-    assert "Delete this message?" in page
+    result = page.partition('role="status"')[2].partition("</div>")[0]
+    assert "Deletion undone. The message is held again." in result
+    assert "Delete this message?" not in page and "<form" not in page
+    page = browser.get(link).text
+    assert "Delete this message?" in page and "Deletion undone" not in page
+
+
+def test_the_result_of_a_link_is_announced(site: Site, held: Held) -> None:
+    browser = site.browser()
+    for action, words in ((Action.DELETE, "Deleted on"), (Action.RELEASE, "the message was deleted on")):
+        link = site.link(action, held)
+        page = browser.follow(browser.post(link, PRESS), link).text
+        assert words in page.partition('role="status"')[2].partition("</div>")[0]
+
+
+def test_an_undo_after_the_message_was_released_says_so(site: Site, held: Held) -> None:
+    browser, link = site.browser(), site.link(Action.DELETE, held)
+    browser.post(link, PRESS)
+    site.parts.actions.release(held.id, 0, BY_OPERATOR, operator=True)
+    page = browser.follow(browser.post(link, {"undo": "1"}), link).text
+    assert "Not changed: the message was released on" in page
+
+
+def test_the_undo_of_a_blocked_message_says_that_it_is_blocked(site: Site) -> None:
+    held = site.hold(recipients=(ALICE,), starts={ALICE: Start(State.BLOCKED, rule("example.net").as_actor)})
+    browser, link = site.browser(), site.link(Action.DELETE, held)
+    browser.post(link, PRESS)
+    assert site.state(held) is State.DELETED
+    page = browser.follow(browser.post(link, {"undo": "1"}), link).text
+    assert "Deletion undone." in page and "Blocked on" in page and "Release requested" not in page
 
 
 def test_a_release_link_does_not_undo_a_deletion(site: Site, held: Held, relay: SmtpServer) -> None:
