@@ -9,7 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from portal.model.message import Flag, Message, ScanOutcome, Symbol, Tier
+from portal.model.message import Flag, Message, Scan, ScanOutcome, Symbol, Tier
 from portal.model.text import N_, shown
 
 REASONS = 3  # in a row
@@ -201,6 +201,26 @@ _WORDS: tuple[tuple[str, str], ...] = (
     (N_("Bulk email"), "BULK* UNDISC_RCPTS_BULK HAS_INTERSPIRE_SIG INFO_TO_INFO_LU"),
     (N_("First message from this sender"), "GREYLIST"),
 )
+# Without such a symbol, or besides.
+_CLASSIFIED_DANGEROUS = N_("Classified as dangerous")
+_STRONG_SIGN = N_("A strong sign of spam")
+_SEVERAL_SIGNS = N_("Several signs of spam")
+_CLASSIFIED_SPAM = N_("Classified as spam")
+_UNCHECKED = N_("Some checks may have been skipped")
+_INCOMPLETE = N_("The spam filter's report is incomplete")
+SCANS_IN_WORDS = {
+    ScanOutcome.WAITING: N_("Not scanned for viruses yet"),
+    ScanOutcome.CLEAN: N_("No virus found"),
+    ScanOutcome.FOUND: N_("Threat found"),
+    ScanOutcome.FAILED: N_("The virus scan could not be completed"),
+}
+ALL_REASONS = frozenset(  # that `why` returns
+    [
+        *(words for words, _ in _WORDS),
+        *(_CLASSIFIED_DANGEROUS, _STRONG_SIGN, _SEVERAL_SIGNS, _CLASSIFIED_SPAM, _UNCHECKED, _INCOMPLETE),
+        *(words for outcome, words in SCANS_IN_WORDS.items() if not Scan(outcome).is_done),
+    ]
+)
 _BY_PATTERN = tuple((pattern, words) for words, patterns in _WORDS for pattern in patterns.split())
 _BY_NAME = {name: words for name, words in _BY_PATTERN if "*" not in name}
 _DANGEROUS = frozenset(words for words, _ in _DANGERS)
@@ -239,7 +259,7 @@ def explain(symbol: Symbol) -> str:
     if words is not None:
         return words
     if symbol.score >= 4:
-        return N_("A strong sign of spam")
+        return _STRONG_SIGN
     if symbol.score > 0:
         return N_("A sign of spam")
     return N_("Information only, no effect on the score")
@@ -262,8 +282,7 @@ def why(message: Message) -> list[str]:
         found = [_by_score(message, [s for s in symbols if s.score > 0])]
     if message.flags:
         unchecked = message.flags == {Flag.FORCED}
-        problem = N_("Some checks may have been skipped") if unchecked else N_("The spam filter's report is incomplete")
-        found = [*found[: REASONS - 1], problem]
+        found = [*found[: REASONS - 1], _UNCHECKED if unchecked else _INCOMPLETE]
     if message.scan is not None and not message.scan.is_done:
         found = [*found[: REASONS - 1], SCANS_IN_WORDS[message.scan.outcome]]
     return found
@@ -274,19 +293,9 @@ def has_attachment(message: Message) -> bool:
     return any(symbol.name == "HAS_ATTACHMENT" for symbol in message.symbols)
 
 
-SCANS_IN_WORDS = {
-    ScanOutcome.WAITING: N_("Not scanned for viruses yet"),
-    ScanOutcome.CLEAN: N_("No virus found"),
-    ScanOutcome.FOUND: N_("Threat found"),
-    ScanOutcome.FAILED: N_("The virus scan could not be completed"),
-}
-
-
 def _by_score(message: Message, against: list[Symbol]) -> str:
     if message.tier is Tier.DANGEROUS:
-        return N_("Classified as dangerous")
+        return _CLASSIFIED_DANGEROUS
     if against and against[0].score >= 4:
-        return N_("A strong sign of spam")
-    if len(against) > 1:
-        return N_("Several signs of spam")
-    return N_("Classified as spam")
+        return _STRONG_SIGN
+    return _SEVERAL_SIGNS if len(against) > 1 else _CLASSIFIED_SPAM

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl
@@ -20,6 +20,7 @@ from portal.model.domains import shown_address
 from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, new_id
 from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.ranking import Section as Likelihood
+from portal.model.reasons import ALL_REASONS
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
 from portal.model.tiers import TIER_NAMES
@@ -165,7 +166,7 @@ class Inbox:
             chips=_chips(listing, viewer),
             sizes=SIZES,
             tiers=TIER_NAMES,
-            reasons=sorted({listing.get("reason"), *(each for row in of.values() for each in row.reasons)} - {""}),
+            reasons=_reasons(listing, of.values(), request.language.gettext),
             mailboxes=[(each, shown_address(each)) for each in reader.identities] if len(reader.identities) > 1 else [],
             ranked_max=RANKED_MAX,
             act=result.act,
@@ -174,6 +175,7 @@ class Inbox:
             may_rule=request.policy.recipient_rules,
             batch=shown_batch(job, done) if job else None,
             nothing=request.query("none") == "1",
+            was_signed_out=request.query("undone") != "",  # before a form was sent
             undone=_row_of(of, undone, number),
         )
         self._pages.set_cookie(response, _VISIT_COOKIE, visits, _VISITS_KEPT_SECONDS)
@@ -299,6 +301,13 @@ def _row_of(rows: Mapping[DeliveryId, Row], message_id: UUID | None, number: int
     return next(
         (row for key, row in rows.items() if key.message_id == message_id and number in (None, key.number)), None
     )
+
+
+def _reasons(listing: Listing, rows: Iterable[Row], _: Callable[[str], str]) -> list[tuple[str, str]]:
+    """Return the choices of the filter by reason: (reason, its translation). Those of the page's messages are first."""
+    near = {listing.get("reason"), *(each for row in rows for each in row.reasons)} - {""}
+    texts = [(each, _(each)) for each in near.union(ALL_REASONS)]
+    return sorted(texts, key=lambda pair: (pair[0] not in near, pair[1].casefold()))
 
 
 def _messages_before(listing: Listing, counts: Counts) -> int:

@@ -68,7 +68,7 @@ class Selections:
         Suspicious messages are released only after a page has shown their cautions, dangerous ones never.
         """
         _, place = place_of(request.form("from"))
-        session = self._sessions.of_form(request, f"/{place}")
+        session = self._sessions.of_form(request, f"/{place}{'&' if place else '?'}undone=several")
         if request.form("undo"):
             undone = self._of(request.form("undo"), session)
             if undone.finished_at is None:

@@ -224,6 +224,26 @@ def test_filters_narrow_the_list(site: Site) -> None:
     assert "Remove filter" in page and "Remove filter" not in browser.get("/?q=plain").text
 
 
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_the_filter_by_reason_offers_all_reasons_and_those_of_the_page_first(site: Site, language: str) -> None:
+    subject = Symbol("SUBJ_ALL_CAPS", 5.0)
+    for number in range(26):
+        site.hold(subject=f"on both pages {number}", symbols=(Symbol("FORGED_SENDER", 5.0), subject))
+    browser = site.signed_in(ALICE)
+    saved = {"change": "save", "language": language, "form_token": browser.form_token()}
+    assert browser.post("/preferences", saved).status == 303
+    select = re.search(r'<select name="reason">(.*?)</select>', browser.get("/").text, re.DOTALL)
+    assert select
+    options = [*map(html.unescape, re.findall(r'<option value="([^"]+)"', select[1]))]
+    texts = [html.unescape(text).casefold() for text in re.findall(r'<option value="[^"]+">(.*?)<', select[1])]
+    near = {"The subject is all capitals", "The From address differs from the sending address"}
+    assert set(options[:2]) == near and len(options) == len(set(options)) == len(texts) > 50
+    assert texts[:2] == sorted(texts[:2]) and texts[2:] == sorted(texts[2:])
+    assert {"Bulk email", "Classified as spam", "Not scanned for viruses yet"} <= {*options[2:]}
+    assert "No virus found" not in options
+    assert ("the subject is all capitals" in texts) == (language == "en")
+
+
 def test_days_are_those_of_the_readers_zone(site: Site) -> None:
     held = site.hold(subject="at this time")
     browser = site.signed_in(ALICE)

@@ -14,7 +14,7 @@ from portal.assemble import Parts
 from portal.model.message import EventKind, State, Tier
 from portal.stores import LEASE
 from portal.stores.records import Held
-from tests.builders import ALICE, BOB, MALLORY, mail, rule
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, mail, rule
 from tests.flows.test_aliases import write
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
@@ -241,6 +241,27 @@ def test_many_messages_are_left_to_the_digest_process(site: Site) -> None:
         assert other.post("/messages", {"form_token": other.form_token(), "undo": job}).status == 404
     event = next(e for e in site.history(mails[0]) if e.kind is EventKind.DELETED)
     assert (event.actor.who, event.actor.via) == ("recipient", f"portal/{job}")
+
+
+@pytest.mark.parametrize(
+    ("state", "do", "heading"),
+    [
+        ("held", "release", "Releasing messages"),
+        ("held", "delete", "Deleting messages"),
+        ("requested", "withdraw", "Withdrawing requests"),
+        ("deleted", "restore", "Undoing the deletion"),
+    ],
+)
+def test_the_page_of_a_job_names_its_act(site: Site, state: str, do: str, heading: str) -> None:
+    browser = site.signed_in(ALICE)
+    for number in range(51):
+        held = site.hold(Tier.DANGEROUS if state == "requested" else Tier.SPAM, subject=f"Offer {number}")
+        if state == "requested":
+            site.parts.actions.request_release(held.id, 0, BY_LINK)
+        if state == "deleted":
+            site.parts.actions.delete(held.id, 0, BY_LINK)
+    page = browser.get(job_page(browser.post("/messages", all_that_match(browser, f"&state={state}", do=do)))).text
+    assert f"<h1>{heading}</h1>" in page and f"<title>{heading} (" in page
 
 
 def test_a_whole_batch_is_undone_and_nothing_else(site: Site) -> None:

@@ -61,7 +61,7 @@ def test_it_stays_with_other_filters_on_pages_and_on_the_way_back(site: Site) ->
     third = browser.get(link(browser.get(link(page, "^Older")), "^Older"))
     assert subjects(third) == [f"Win prize {n}" for n in range(9, -1, -1)]
     message = browser.get(link(third, "^Win prize 5$"))
-    assert subjects(browser.get(link(message, "All held messages"))) == subjects(third)
+    assert subjects(browser.get(link(message, "Back to the list"))) == subjects(third)
     next = browser.follow(browser.get(link(message, "Next message")), "/")
     assert "<h1><bdi>Win prize 4</bdi></h1>" in next.text
     previous = browser.follow(browser.get(link(next, "Previous message")), "/")
@@ -179,6 +179,9 @@ def test_a_search_without_matches_says_where_there_are_some(site: Site) -> None:
     back = browser.get("/?state=deleted&q=other")
     assert subjects(browser.get(link(back, r"^Held \(1\)$"))) == ["Other"]
     page = browser.get("/?q=absent")
-    assert "Found in" not in page.text and "Every word must be in the subject or the sender." in page.text
+    assert (
+        "Found in" not in page.text
+        and "Every word must be in the subject, the sender or the name of an attachment." in page.text
+    )
     assert "Found in" not in browser.get("/?state=requested").text, "without a search or filter"
     assert "Only letters and digits can be searched." in browser.get("/?q=%22%21%22").text

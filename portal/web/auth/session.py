@@ -41,9 +41,11 @@ _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
 _DESTINATION = re.compile(
     r"/(?:rules|preferences(?:/digest)?|sessions|jobs/[0-9a-f-]{36}/"
-    r"|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender|formatted|headers|source|download)?"
+    r"|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender|formatted|headers|source|download|previous|next)?"
     r"|admin(?:/(?:[a-z0-9-][a-z0-9.-]*/){0,4}(?:[a-z0-9-][a-z0-9.-]*)?)?)?"  # no part is .., which browsers resolve
-    r"(?:\?[A-Za-z0-9_.~%=&+-]{1,1000})?",
+    # The answer's head must fit into 4 KiB, the buffer of a proxy by default. A list's address is encoded twice in that
+    # of a message, which then takes 15 characters for a Japanese letter of a search.
+    r"(?:\?[A-Za-z0-9_.~%=&+-]{1,2200})?",
     re.ASCII,
 )
 _DESTINATION_COOKIE = "destination"
@@ -154,7 +156,11 @@ class Sessions:
         return self.keep_destination(self._pages.see_other(f"/sign-in?ended={ended}" if ended else "/sign-in"), page)
 
     def keep_destination(self, response: HTTPResponse, page: str) -> HTTPResponse:
-        """Return a redirect with a cookie that names the page to which `destination` leads afterwards."""
+        """Return a redirect with a cookie that names the page to which `destination` leads afterwards.
+
+        Of an address that is too long, only the path is kept: a message is then opened without its list.
+        """
+        page = page if _DESTINATION.fullmatch(page) else page.partition("?")[0]
         if page != "/" and _DESTINATION.fullmatch(page):
             self._pages.set_cookie(response, _DESTINATION_COOKIE, _packed(page), _DESTINATION_SECONDS)
         return response
