@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from playwright.sync_api import Browser, BrowserContext
 from digest import housekeeping
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.message import Scan, ScanOutcome, State, Symbol, Tier
-from tests.builders import ALICE, digesting, rule
+from portal.model.message import Actor, ActorKind, EventKind, Filter, Scan, ScanOutcome, State, Symbol, Tier
+from tests.builders import ALICE, BOB, digesting, rule
 from tests.system.local_site import LocalSite, local_site, sign_in
 from tests.web_client import Site
 
@@ -262,20 +263,77 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
     assert messages == []
 
 
-@pytest.mark.parametrize(("width", "highest"), [(390, 80), (1280, 56)])
-def test_rows_of_the_list_are_low(site: Site, steered: Browser, width: int, highest: int) -> None:
-    long = {"subject": "W" * 150, "header_from": f'"{"M" * 60}" <{"l" * 60}@{"o" * 60}.example>'}
-    for tier in Tier:
-        site.hold(tier, **long)
-        site.hold(tier)
-    for number in range(3):
-        site.hold(subject=f"Offer of the week {number}")
-        site.hold(Tier.SUSPICIOUS, subject=f"Scan {number}", symbols=(Symbol("SPOOF_DISPLAY_NAME", 8.0),))
-    page = signed_in(site, steered, viewport={"width": width, "height": 640}).new_page()
-    page.goto(f"{site.parts.settings.public_url}/")
-    assert page.locator("li:has(.alert) .alike").count() == 1
-    heights = page.locator(".rows > li").evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
-    assert len(heights) == 8 and max(heights) <= highest, heights
+def hold_rows(site: Site) -> None:
+    """Hold messages for each kind of row: short, long, with alerts and similar messages, each also for a role mailbox
+    and removed soon."""
+    soon, spoofed = site.now - timedelta(days=28), (Symbol("SPOOF_DISPLAY_NAME", 8.0),)
+    kinds = [(ALICE, None), (ALICE, soon), (INFO, None), (INFO, soon)]
+    for word, (recipient, at) in zip(("Apple", "Bread", "Cloud", "Dunes"), kinds, strict=True):
+        more: dict[str, Any] = {"recipients": [recipient], "at": at}
+        sender = f'"{word * 15}" <{word * 10}@{word * 10}.example>'
+        for tier in Tier:
+            site.hold(tier, subject=f"{tier.value} {word * 30}", header_from=sender, **more)
+            site.hold(tier, subject=f"{word} {tier.value}", header_from=f"{word}@{tier.value}.example", **more)
+        for number in range(3):
+            site.hold(subject=f"{word} offer {number}", header_from=f"shop@{word}.example", **more)
+            alike = {"subject": f"{word} scan {number}", "header_from": f"scan@{word}.example", "symbols": spoofed}
+            site.hold(Tier.SUSPICIOUS, **alike, **more)
+
+
+INFO = "info@example.org"
+_OVERLAPS = """() => [...document.querySelectorAll(".rows > li")].flatMap(row => {
+    const parts = [...row.querySelectorAll(".why, .alert, .score, .status, .few, .many")]
+        .map(one => [one, one.getBoundingClientRect()]).filter(([, box]) => box.width > 2);
+    return parts.flatMap(([one, a], number) => parts.slice(number + 1).filter(([other, b]) =>
+        Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1
+    ).map(([other]) => `${one.className}, ${other.className}: ${row.innerText.slice(0, 90)}`));
+})"""
+_KINDS = {
+    "held": EventKind.RESTORED,
+    "deleted": EventKind.DELETED,
+    "requested": EventKind.REQUESTED,
+    "released": EventKind.RELEASED,
+    "blocked": EventKind.BLOCKED,
+    "passed": EventKind.PASSED,
+}
+
+
+@pytest.mark.parametrize(("width", "highest"), [(390, 80), (900, 56), (1280, 56)])
+def test_rows_of_the_list_are_low(
+    make_parts: Callable[..., Parts], tmp_path: Path, steered: Browser, width: int, highest: int
+) -> None:
+    (tmp_path / "virtual").write_text(f"{INFO} {ALICE}, {BOB}\n")
+    with local_site(make_parts, people__alias_file=tmp_path / "virtual") as site:
+        hold_rows(site)
+        page = signed_in(site, steered, viewport={"width": width, "height": 640}).new_page()
+        high: list[Any] = []
+        for state in _KINDS:
+            move(site, state)
+            page.goto(f"{site.parts.settings.public_url}/?state={'released' if state == 'passed' else state}&size=100")
+            found = page.locator(".rows > li").evaluate_all(
+                "all => all.map(one => [one.getBoundingClientRect().height, one.innerText.replaceAll('\\n', '|')])"
+            )
+            assert len(found) == 32, state
+            assert page.evaluate(_OVERLAPS) == [], state
+            assert page.locator("li:has(.alert) .alike").count() >= 4
+            assert (page.locator("li:has(.ends)").count() == 16) == (state in ("held", "deleted", "blocked"))
+            high += [(state, *each) for each in found if each[0] > highest]
+        assert not high, "\n".join(map(str, high))
+
+
+def move(site: Site, state: str) -> None:
+    """Bring all messages into a state."""
+    reader = site.parts.people.reader(ALICE)
+    for delivery in site.store.deliveries.matching(reader, Filter(states=frozenset(State)), 1000).deliveries:
+        site.store.deliveries.move(
+            delivery.key,
+            State(state),
+            set(State),
+            Actor(ActorKind.RECIPIENT, BOB, "portal"),
+            site.now,
+            kind=_KINDS[state],
+        )
 
 
 def test_what_is_cut_in_the_list_is_the_end_of_a_subject_and_the_beginning_of_an_address(
