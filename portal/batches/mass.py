@@ -32,6 +32,11 @@ HOLDING_BACK = tuple(act for act in ACTS if State.HELD in STATES[act])  # those 
 MAILING = tuple(act for act in ACTS if act is not Act.REFUSE)  # each denial has a mail of its own
 
 
+def can_hold_back(act: Act, criteria: Filter) -> bool:
+    """Return whether digests can leave out what a mass act is about, see `mass_hold`."""
+    return act in HOLDING_BACK and criteria.rule is None
+
+
 class Status(StrEnum):
     """The status of a mass act."""
 

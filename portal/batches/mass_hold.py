@@ -3,8 +3,8 @@
 Nothing is marked in the store, so nothing can stay hidden: a claimed digest leaves out what a job that has not ended
 would find, if the person or token that confirmed it may act on it now. These deliveries stay unannounced, and a later
 digest lists those that are still held. They are compared with the criteria here, without a search, so that a page or
-digest takes no statement for each job. Jobs that search by a rule hold nothing back: only the store knows which rule
-decided a delivery.
+digest takes no statement for each job. A search by a rule cannot hold back anything: only the store knows which rule
+decided a delivery. See `mass.can_hold_back`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.batches.batch import Progress
-from portal.batches.mass import HOLDING_BACK, KIND, MassAct
+from portal.batches.mass import KIND, MassAct, can_hold_back
 from portal.batches.mass_rights import MassRights
 from portal.model.message import Delivery, domain
 from portal.policy.staff import Member
@@ -37,7 +37,7 @@ class HeldBack:
         members: dict[tuple[str, str, UUID | None], Member | None] = {}
         for arguments, progress in jobs:
             mass, is_mailing = MassAct.from_json(arguments), Progress.from_json(progress).ends_as != ""
-            if not mass.hold_back or mass.act not in HOLDING_BACK or is_mailing or mass.criteria.rule is not None:
+            if not mass.hold_back or is_mailing or not can_hold_back(mass.act, mass.criteria):
                 continue
             who = (mass.member, mass.method, mass.token)
             if who not in members:

@@ -18,7 +18,18 @@ import click
 
 from portal.assemble import Parts
 from portal.batches.batch import Act, Outcome
-from portal.batches.mass import ENDED, HOLDING_BACK, MAILING, DryRun, MassAct, Obstacle, Status, View, Waiting
+from portal.batches.mass import (
+    ENDED,
+    HOLDING_BACK,
+    MAILING,
+    DryRun,
+    MassAct,
+    Obstacle,
+    Status,
+    View,
+    Waiting,
+    can_hold_back,
+)
 from portal.batches.mass_run import MassActs
 from portal.cli.common import (
     NotDone,
@@ -105,6 +116,8 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
     if not options["reason"] and not options["dry_run"]:
         raise WrongCall("Give a --reason, or look first with --dry-run.")
     wanted = typed_filter(typed)
+    if options["hold_back"] and not can_hold_back(act, wanted):
+        raise WrongCall("--hold-back does not work with --rule: digests cannot leave out what a search by rule finds.")
     with open_parts() as parts:
         masses, wanted = _masses(parts), with_extension(parts, wanted, typed)
         found = masses.dry_run(act, wanted, None)

@@ -13,7 +13,19 @@ from uuid import uuid4
 from bottle import HTTPResponse
 
 from portal.batches.batch import Act, Outcome
-from portal.batches.mass import ACTS, ENDED, HOLDING_BACK, MAILING, DryRun, MassAct, Obstacle, Status, View, Waiting
+from portal.batches.mass import (
+    ACTS,
+    ENDED,
+    HOLDING_BACK,
+    MAILING,
+    DryRun,
+    MassAct,
+    Obstacle,
+    Status,
+    View,
+    Waiting,
+    can_hold_back,
+)
 from portal.batches.mass_run import REASON_CHARS, MassActs
 from portal.model import criteria
 from portal.model.domains import shown_address
@@ -93,6 +105,7 @@ _CHOICES = (
     ("hold_back", N_("Keep these messages out of digests until this has ended"), HOLDING_BACK),
     ("notify", N_("Mail the recipients how many messages it was, and the reason"), MAILING),
 )
+_NOT_HELD_BACK = N_("Digests cannot leave out what a search by rule finds.")
 _CHANGES = {"pause": Command.PAUSE, "resume": None, "cancel": Command.CANCEL}
 
 
@@ -148,6 +161,9 @@ class MassActPages:
         wanted = self._wanted(request, staff, search)
         if wanted is None:
             return self._pages.see_other(HOME + search.query())
+        hold_back = act in HOLDING_BACK and request.form("hold_back") != ""
+        if hold_back and not can_hold_back(act, wanted):
+            return self._ask(request, staff, search, act, 400, error=_NOT_HELD_BACK)
         with self._pages.searching():
             found = self._masses.dry_run(act, wanted, staff.member)
         if not found.count:
@@ -160,7 +176,7 @@ class MassActPages:
             found.count,
             reason,
             staff.member.person,
-            hold_back=act in HOLDING_BACK and request.form("hold_back") != "",
+            hold_back=hold_back,
             notify=act in MAILING and request.form("notify") != "",
             method=staff.member.method,
         )
@@ -179,6 +195,7 @@ class MassActPages:
         with self._pages.searching():
             found = self._masses.dry_run(act, wanted, staff.member)
         viewer = self._pages.viewer(request, staff.member.person)
+        left_out = {"hold_back"} if act in HOLDING_BACK and not can_hold_back(act, wanted) else set()
         return self._console.page(
             request,
             staff,
@@ -195,7 +212,12 @@ class MassActPages:
             total=found.total,
             reason=shown(request.form("reason"), REASON_CHARS) if request.method == "POST" else "",
             reason_chars=REASON_CHARS,
-            choices=[(name, text, request.form(name) != "") for name, text, acts in _CHOICES if act in acts],
+            choices=[
+                (name, text, request.form(name) != "")
+                for name, text, acts in _CHOICES
+                if act in acts and name not in left_out
+            ],
+            note=_NOT_HELD_BACK if left_out and not error else "",
             error=error,
         )
 

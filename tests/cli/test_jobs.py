@@ -192,6 +192,7 @@ def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, mon
         (("refuse", "4Abc1"), "Give a --reason"),
         (("refuse", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--notify"), "--notify is not"),
         (("restore", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--hold-back"), "--hold-back is not"),
+        (("release", "--matching", "--rule", "x.example", "--reason", "x", "--hold-back"), "--hold-back does not"),
         (("release", "--matching", "--symbol", "NEW_RULE", "--reason", "x"), "Confirm with --yes"),
         (("release", "--matching", "--symbol", "NEW_RULE", "--all", "--dry-run"), "not for --matching"),
         (("release", "--matching", "--symbol", "NEW_RULE", "4Abc1"), "Use either ids or --matching"),

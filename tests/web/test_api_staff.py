@@ -164,6 +164,7 @@ def test_a_token_of_a_domain_starts_and_sees_jobs_of_that_domain_only(site: Site
         ({"dry_run": "yes"}, "dry_run"),
         ({"act": "restore", "hold_back": True}, "hold_back"),
         ({"act": "refuse", "notify": True}, "notify"),
+        ({"search": {"rule": "shop.example"}, "hold_back": True}, "hold_back"),
     ],
 )
 def test_a_job_that_cannot_be_started_changes_nothing(site: Site, changed: dict[str, Any], name: str) -> None:

@@ -15,10 +15,10 @@ from portal.assemble import Parts
 from portal.batches.batch import Act
 from portal.batches.mass import MassAct
 from portal.batches.mass_run import MassActs
-from portal.model.message import Filter, State, Tier
+from portal.model.message import Filter, Start, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.web.auth.session import FRESH
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, now
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, now, rule
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
 from tests.web_client import Answer, Browser, Site
@@ -224,6 +224,19 @@ def test_messages_are_held_back_and_recipients_mailed_if_that_is_ticked(site: Si
     assert 'name="hold_back"' not in browser.get(f"/admin/jobs/new?{SEARCH}&act=restore").text
     plain = confirm(site, browser, "restore").header("Location") or ""
     assert "Recipients mailed" not in browser.get(plain).text
+
+
+def test_what_a_search_by_rule_finds_is_not_held_back(site: Site) -> None:
+    browser = staff(site, Role.ADMINISTRATOR)
+    by_rule = Start(State.BLOCKED, rule().as_actor)
+    held = site.hold(recipients=(ALICE,), starts={ALICE: by_rule})
+    search, sentence = "rule=example.net", "Digests cannot leave out what a search by rule finds."
+    page = browser.get(f"/admin/jobs/new?{search}&act=release").text
+    assert 'name="hold_back"' not in page and sentence in page
+    refused = confirm(site, browser, search=f"?{search}", hold_back="1")
+    assert (refused.status, refused.text.count(sentence)) == (400, 1)
+    assert site.store.jobs.list("mass", 5) == [] and site.state(held) is State.BLOCKED
+    assert sentence not in browser.get(f"/admin/jobs/new?{search}&act=restore").text
 
 
 def test_a_dry_run_takes_few_statements(make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch) -> None:

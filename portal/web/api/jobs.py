@@ -33,6 +33,7 @@ _STEERING = {
     "resume": (None, "Resume a job", "Lets a paused job go on."),
     "cancel": (Command.CANCEL, "Cancel a job", "Ends a job. What it has done stays done."),
 }
+_NOT_BY_RULE = "Digests cannot leave out what a search by rule finds."
 _OF_ACT = "The token also needs the permission for what the job does, in one of its domains at least."
 
 
@@ -65,7 +66,9 @@ class JobRequest(Model):
         description="Of a release: more harmful messages are left alone, so that none is released by mistake.",
     )
     hold_back: bool = Field(
-        False, description=f"Whether digests leave the messages out until the job has ended. {_for(HOLDING_BACK)}"
+        False,
+        description=f"Whether digests leave the messages out until the job has ended. {_for(HOLDING_BACK)} "
+        "Not with a search by rule.",
     )
     notify: bool = Field(
         False,
@@ -279,6 +282,8 @@ def _searched(body: JobRequest) -> Search:
     for name, chosen, acts in (("hold_back", body.hold_back, HOLDING_BACK), ("notify", body.notify, MAILING)):
         if chosen and body.act not in acts:
             raise invalid(FieldProblem(name=name, detail=_for(acts)))
+    if body.hold_back and search.texts().get("rule"):
+        raise invalid(FieldProblem(name="hold_back", detail=_NOT_BY_RULE))
     if body.act != Act.RELEASE:
         return search
     allowed = [tier for tier in Tier if tier not in body.max_tier.more_harmful]
