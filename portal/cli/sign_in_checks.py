@@ -53,8 +53,7 @@ def second_factors(settings: Settings, staff: Staff) -> Iterator[Finding]:
 
 def providers(settings: Settings) -> Iterator[Finding]:
     """Check that the providers of OpenID Connect answer, and name the addresses to register there."""
-    own = [table.public_url for table in settings.domains.values() if table.public_url is not None]
-    urls = list(dict.fromkeys([settings.public_url, *own]))
+    urls = _public_urls(settings)
     for name, provider in make_providers(settings).items():
         key = f"oidc.{name}"
         try:
@@ -65,6 +64,12 @@ def providers(settings: Settings) -> Iterator[Finding]:
         register = ", ".join(redirect_uri(url, name) for url in urls)
         text = f"{settings.oidc[name].issuer} answers. Redirect address to register there: {register}"
         yield Finding(True, key, text)
+
+
+def _public_urls(settings: Settings) -> list[str]:
+    """Return the addresses of the portal. Each may be another server of Nginx, with its own files."""
+    own = [table.public_url for table in settings.domains.values() if table.public_url is not None]
+    return list(dict.fromkeys([settings.public_url, *own]))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -78,15 +83,29 @@ _opener = urllib.request.build_opener(_NoRedirect)
 
 
 def proxy(settings: Settings) -> Iterator[Finding]:
-    """Check that what a browser writes into the proxy's headers does not reach the portal.
+    """Check for each public URL that what a browser writes into the proxy's headers does not reach the portal.
 
     The forged user is nobody here, so the check signs nobody in. The page would show it.
     """
     if settings.proxy.secret is None:
         return
+    secret = settings.proxy.secret.get_secret_value()
+    for public_url in _public_urls(settings):
+        url = f"{public_url}/sign-in/proxy"
+        # WSGI names headers with hyphens and with underscores alike: a server may remove one spelling only.
+        for spelling in ("X-Quarantine-User", "X_Quarantine_User"):
+            found = _forged(url, spelling, secret)
+            if found is not None:
+                yield found
+                break
+        else:
+            yield Finding(True, "proxy", f"forged headers do not reach the portal through {url}")
+
+
+def _forged(url: str, name: str, secret: str) -> Finding | None:
+    """Send forged headers in the spelling of ``name``. Return what is wrong, None if they do not reach the portal."""
     user = f"check-{secrets.token_hex(8)}@forged.invalid"
-    headers = {"X-Quarantine-User": user, "X-Quarantine-Secret": settings.proxy.secret.get_secret_value()}
-    url = f"{settings.public_url}/sign-in/proxy"
+    headers = {name: user, name.replace("User", "Secret"): secret}
     try:
         with _opener.open(urllib.request.Request(url, headers=headers), timeout=5) as answer:  # noqa: S310
             body = answer.read(1 << 20)
@@ -95,16 +114,14 @@ def proxy(settings: Settings) -> Iterator[Finding]:
             body = error.read(1 << 20)
         if error.code < 400 or error.code == 401:
             text = f"{url} asks to sign in first ({error.code}), so forged headers were not tried"
-            yield Finding(None, "proxy", text)
-            return
+            return Finding(None, "proxy", text)
     except OSError as error:
-        yield Finding(None, "proxy", f"{url} cannot be reached from here, so forged headers were not tried: {error}")
-        return
-    if user.encode() in body:
-        text = (
-            "forged headers reach the portal, so everybody who knows proxy.secret can sign in as anybody. Remove "
-            "X-Quarantine-User and X-Quarantine-Secret from requests in Nginx, as deploy/nginx/quarantine.conf does"
-        )
-        yield Finding(False, "proxy", text)
-    else:
-        yield Finding(True, "proxy", "forged headers do not reach the portal")
+        return Finding(None, "proxy", f"{url} cannot be reached from here, so forged headers were not tried: {error}")
+    if user.encode() not in body:
+        return None
+    text = (
+        f"forged headers reach the portal through {url}, so everybody who knows proxy.secret can sign in as anybody. "
+        "Remove X-Quarantine-User and X-Quarantine-Secret from requests in Nginx, also as X_Quarantine_User and "
+        "X_Quarantine_Secret, as deploy/nginx/quarantine.conf does"
+    )
+    return Finding(False, "proxy", text)

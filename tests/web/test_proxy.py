@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from portal.cli import sign_in_checks
 from portal.model.audit import AuditFilter
+from portal.settings.domains import DomainSettings
 from tests.builders import ALICE, BOB
 from tests.conftest import MakeParts
 from tests.system.local_site import local_site
@@ -106,6 +108,41 @@ def test_the_check_sends_forged_headers_through_the_public_url(make_parts: MakeP
         site.app = without_headers  # type: ignore[assignment]  # as the shipped Nginx file
         [found] = sign_in_checks.proxy(site.parts.settings)
         assert found.ok, found.text
+
+
+class Leaky(BaseHTTPRequestHandler):
+    """A web server that passes on one spelling of the headers, and shows the user as the portal's page does."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+        self.wfile.write((self.headers[self.server.passed_on] or "").encode())  # type: ignore[attr-defined]
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def leaky() -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), Leaky) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_the_check_tries_each_public_url_and_both_spellings(make_parts: MakeParts, leaky: HTTPServer) -> None:
+    """Domains may have servers of their own; to WSGI, X_Quarantine_User is the same header."""
+    url, own = (f"http://{host}:{leaky.server_port}/quarantine" for host in ("127.0.0.1", "localhost"))
+    settings = make_parts(proxy__secret=SECRET, public_url=url).settings
+    table = DomainSettings(domain="example.org").model_copy(update={"public_url": own})
+    settings = settings.model_copy(update={"domains": {"example.org": table}})  # the settings demand https here
+    for name in ("X-Quarantine-User", "X_Quarantine_User"):
+        leaky.passed_on = name  # type: ignore[attr-defined]
+        found = list(sign_in_checks.proxy(settings))
+        assert [each.ok for each in found] == [False, False], name
+        for each, address in zip(found, (url, own), strict=True):
+            assert f"through {address}/sign-in/proxy, so everybody" in each.text
+    leaky.passed_on = "X-Other"  # type: ignore[attr-defined]
+    assert [each.ok for each in sign_in_checks.proxy(settings)] == [True, True]
 
 
 def test_the_check_does_not_send_the_secret_to_another_host(make_parts: MakeParts) -> None:
