@@ -32,7 +32,9 @@ _BY = {"day": Part.TOTAL, "tier": Part.TIER, "symbol": Part.SYMBOL, "sender": Pa
 
 
 @click.command()
-@click.option("--by", type=click.Choice([*_BY]), default="day", show_default=True, help="What one line is about.")
+@click.option(
+    "--by", type=click.Choice([*_BY, "domain"]), default="day", show_default=True, help="What one line is about."
+)
 @click.option("--domain", type=FILLED, metavar="DOMAIN", help="Only recipients of this domain.")
 @click.option("--since", type=Moment(), help="From this day on (UTC): 2026-01-31 or 7d. Default: 30d.")
 @click.option("--until", type=Moment(), help="Up to this day (UTC). Default: today.")
@@ -57,7 +59,9 @@ def stats(
     as_csv: bool,
     mail: tuple[str, ...],
 ) -> None:
-    """Print how many messages were held, released and so on, one line for each day, tier, symbol or sender's domain.
+    """Print how many messages were held, released and so on, one line for each day, tier, symbol or domain.
+
+    ``--by sender`` is about the domains of senders, ``--by domain`` about those of recipients.
 
     The numbers are of recipients' deliveries and of days in UTC, and about a minute old.
     """
@@ -76,6 +80,8 @@ def stats(
         statistics, host = parts.store.statistics, domain_of(domain) if domain else ALL
         if by == "day":
             found: Sequence[Line] = lines(statistics.counts(Part.TOTAL, first, last, host), by_day=True)
+        elif by == "domain":
+            found = statistics.by_domain(first, last, [host] if domain else None)
         else:
             found = statistics.sums(first, last, [host], [_BY[by]])[_BY[by]]
     if not found:

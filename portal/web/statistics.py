@@ -94,11 +94,24 @@ class StatisticsPages:
             by_day = self._statistics.counts(Part.TOTAL, period.since, period.until, domain)
             found = self._statistics.sums(period.since, period.until, [domain])
             earlier = self._statistics.sums(*period.earlier, [domain], [Part.TOTAL])
+            by_domain = self._by_domain(staff, period, domain)[:_NAMES]
         rows = partial(_rows, request, period, domain)
         by_delay = sorted(found[Part.DELAY], key=lambda line: [*DELAY_NAMES].index(line.name))
         chosen = {"period": period.value, **({"domain": domain} if domain else {})}
         tables = [
             Table(N_("Days"), N_("Day"), rows(lines(by_day, by_day=True)[::-1])),
+            Table(
+                N_("Recipient domains"),
+                N_("Domain"),
+                _rows(
+                    request,
+                    period,
+                    ALL,
+                    by_domain,
+                    {line.name: shown_domain(line.name) for line in by_domain},
+                    "domain",
+                ),
+            ),
             Table(N_("Kinds"), N_("Kind"), rows(found[Part.TIER], _KINDS, "tier")),
             Table(N_("Symbols"), N_("Symbol"), rows(found[Part.SYMBOL][:_NAMES], {}, "symbol")),
             Table(N_("Sender domains"), N_("Domain"), rows(found[Part.SENDER][:_NAMES], {}, "sender-domain")),
@@ -119,6 +132,13 @@ class StatisticsPages:
             reports=self._reports(staff),
             done=request.query("done") == "report",
         )
+
+    def _by_domain(self, staff: StaffSession, period: Period, domain: str) -> Sequence[Line]:
+        """Return the numbers of each domain that this person sees. Empty: they see or have chosen a single one."""
+        reach = self._staff.reach(staff.member, Permission.SEE_ENVELOPE)
+        if EVERYWHERE in reach:
+            return self._statistics.by_domain(period.since, period.until) if domain == ALL else ()
+        return self._statistics.by_domain(period.since, period.until, reach) if len(reach) > 1 else ()
 
     def choose(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """POST /admin/statistics: send this person the monthly report from now on, or do not."""

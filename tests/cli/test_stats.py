@@ -40,6 +40,22 @@ def test_a_domain_and_days_restrict_the_numbers(run: Run, store: Store, bad: str
     assert "for nowhere.example" in run("stats", "--domain", "nowhere.example").output
 
 
+def test_the_domains_of_recipients_have_lines(run: Run, store: Store, bad: str) -> None:
+    day = now().date()
+    counts = [
+        Count(host, "total", day.isoformat(), "held", "", number)
+        for host, number in (("", 8), ("example.net", 3), ("example.org", 5))
+    ]
+    store.statistics.import_records(day, counts)
+
+    def found(*words: str) -> list[tuple[str, int]]:
+        lines = [json.loads(line) for line in run("stats", "--by", "domain", "--json", *words).output.splitlines()]
+        return [(line["domain"], line["held"]) for line in lines]
+
+    assert found() == [("example.org", 5), ("example.net", 3)]
+    assert found("--domain", "Example.NET") == [("example.net", 3)]
+
+
 def test_wrong_arguments_are_named(run: Run) -> None:
     run("init")
     assert run("stats", "--since", "2026-02-01", "--until", "2026-01-01").exit_code == 2

@@ -217,6 +217,9 @@ def test_sums_of_days_and_domains(store: Store) -> None:
         ("example.org", {"held": 3, "released": 2})
     ]
     assert store.statistics.by_domain(since, until, []) == []
+    every = store.statistics.by_domain(since, until)
+    assert every[0] == store.statistics.by_domain(since, until, ["example.org"])[0]
+    assert {line.name for line in every} == {"example.com", "example.org"}
 
 
 def test_closed_days_are_records(store: Store) -> None:

@@ -386,3 +386,23 @@ def test_statistics_are_those_of_the_domains_of_a_token(site: Site) -> None:
     assert wrong(program.get("/statistics?since=soon")) == ["since"]
     assert done(program.get("/statistics?until=0001-01-01"))["lines"] == []
     assert EVERYWHERE == done(program.get("/statistics?by=delay"))["domain"]
+
+
+def test_statistics_by_domain_are_those_of_the_domains_of_a_token(site: Site) -> None:
+    day = date(2026, 1, 31)
+    hosts = ("", "example.org", "example.net", "example.com")
+    counts = [Count(host, "total", day.isoformat(), "held", "", 9 - number) for number, host in enumerate(hosts)]
+    site.store.statistics.import_records(day, counts)
+    path = "/statistics?by=domain&since=2026-01-01&until=2026-02-01"
+
+    def found(program: Client, query: str = "") -> list[tuple[str, int]]:
+        return [(line["name"], line["numbers"]["held"]) for line in done(program.get(path + query))["lines"]]
+
+    everything = [("example.org", 8), ("example.net", 7), ("example.com", 6)]
+    program = client(site)
+    assert found(program) == everything
+    assert found(program, "&limit=1") == everything[:1]
+    assert found(program, "&domain=Example.net") == [("example.net", 7)]
+    limited = client(site, Role.HELP_DESK, "example.net", owner=BOB)
+    assert found(limited) == [("example.net", 7)]
+    assert wrong(limited.get(f"{path}&domain=example.org")) == ["domain"]

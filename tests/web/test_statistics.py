@@ -75,6 +75,24 @@ def test_a_role_for_a_domain_shows_only_that_domain(site: Site) -> None:
         assert browser.get(f"/admin/statistics{path}?domain=example.org").status == 404
 
 
+def test_the_domains_of_recipients_that_staff_see_are_compared(site: Site) -> None:
+    day = site.now.date()
+    hosts = ("", "example.org", "example.com", "example.net")
+    counts = [Count(host, "total", day.isoformat(), "held", "", 9 - number) for number, host in enumerate(hosts)]
+    site.store.statistics.import_records(day, counts)
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    assert "Recipient domains" not in browser.get("/admin/statistics").text, "they see a single one"
+    staff(site, Role.DOMAIN_ADMINISTRATOR, "example.com")
+    for query in ("", "?domain=example.org"):
+        page = browser.get(f"/admin/statistics{query}").text
+        assert rows(page)["example.org"] == ["8", "0"] and rows(page)["example.com"] == ["7", "0"]
+        assert "Recipient domains" in page and "example.net" not in page
+    page = staff(site).get("/admin/statistics").text
+    assert rows(page)["example.net"] == ["6", "0"]
+    assert re.search(r'href="/quarantine/admin/\?domain=example.net&amp;since=[-0-9]*&amp;until=[-0-9]*"', page)
+    assert "Recipient domains" not in browser.get("/admin/statistics?domain=example.org").text
+
+
 @pytest.mark.parametrize("days", ["7", "365", "x", ""])
 @pytest.mark.parametrize("name", ["days", "tiers"])
 def test_the_charts_are_images_without_script(site: Site, name: str, days: str) -> None:

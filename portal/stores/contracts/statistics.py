@@ -46,8 +46,11 @@ class Statistics(ABC):
         """Return the sums of these parts of the days from ``since`` to ``until``, of these domains together."""
 
     @abstractmethod
-    def by_domain(self, since: date, until: date, domains: Collection[str]) -> Sequence[Line]:
-        """Return the total of each of these domains from ``since`` to ``until``, that with most deliveries first."""
+    def by_domain(self, since: date, until: date, domains: Collection[str] | None = None) -> Sequence[Line]:
+        """Return the total of each of these domains from ``since`` to ``until``, that with most deliveries first.
+
+        ``domains`` None: of each domain that was counted.
+        """
 
     @abstractmethod
     def totals(self) -> Sequence[tuple[str, str, int]]:

@@ -166,20 +166,23 @@ class SqlStatistics(Statistics):
             found[part].append(Count(ALL, part, "", outcome, name, int(number)))
         return {part: lines(found[part.value]) for part in parts}
 
-    def by_domain(self, since: date, until: date, domains: Collection[str]) -> Sequence[Line]:
+    def by_domain(self, since: date, until: date, domains: Collection[str] | None = None) -> Sequence[Line]:
         rows = self._summed("domain", since, until, domains, [Part.TOTAL])
         return lines(Count(ALL, "", "", outcome, name, int(number)) for name, outcome, number in rows)
 
     def _summed(
-        self, columns: str, since: date, until: date, domains: Collection[str], parts: Collection[Part]
+        self, columns: str, since: date, until: date, domains: Collection[str] | None, parts: Collection[Part]
     ) -> Sequence[Row]:
+        which = "domain <> ''" if domains is None else "domain in :domains"
         select = (
-            f"select {columns}, outcome, sum(number) from daily_count where domain in :domains"
+            f"select {columns}, outcome, sum(number) from daily_count where {which}"
             f" and part in :parts and day >= :since and day <= :until group by {columns}, outcome"
         )
         days = {"since": since.isoformat(), "until": until.isoformat()}
         with self._engine.reading() as session:
             names = [part.value for part in parts]
+            if domains is None:
+                return session.many(select, parts=names, **days)
             return session.many(select, domains=list(domains), parts=names, **days) if domains else []
 
     def totals(self) -> Sequence[tuple[str, str, int]]:

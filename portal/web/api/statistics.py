@@ -10,7 +10,7 @@ from pydantic import Field
 
 from portal.model.message import domain
 from portal.model.staff import EVERYWHERE
-from portal.model.statistics import Outcome, Part, lines
+from portal.model.statistics import ALL, Line, Outcome, Part, lines
 from portal.policy.staff import Permission
 from portal.web.api.problems import FieldProblem, invalid
 from portal.web.api.route import Caller, Model, Route
@@ -27,17 +27,15 @@ class By(StrEnum):
     SYMBOL = "symbol"
     SENDER = "sender"
     DELAY = "delay"
-
-    @property
-    def part(self) -> Part:
-        """The counts that the lines are made from."""
-        return Part.TOTAL if self is By.DAY else Part(self.value)
+    DOMAIN = "domain"
 
 
 class StatisticsQuery(Model):
     """The numbers to return."""
 
-    by: By = Field(By.DAY, description="What one line is about; delay: from opening a link to the act.")
+    by: By = Field(
+        By.DAY, description="What one line is about; delay: from opening a link to the act; domain: of the recipients."
+    )
     domain: str = Field("", max_length=254, description="Only recipients of this domain.")
     since: date | None = Field(None, description="From this day on (UTC). Default: 30 days ago.")
     until: date | None = Field(None, description="Up to this day (UTC). Default: today.")
@@ -57,7 +55,7 @@ class StatisticsList(Model):
 
     since: date
     until: date
-    domain: str = Field(description='"" for all domains.')
+    domain: str = Field(description='"" for all domains of the token.')
     lines: list[StatisticsLine]
 
 
@@ -81,14 +79,12 @@ class StatisticsRoutes:
 
     def show(self, caller: Caller, query: StatisticsQuery) -> StatisticsList:
         """GET /statistics."""
-        host, today = self._domain(caller, query.domain), self._pages.now().date()
+        today = self._pages.now().date()
         until = query.until or today
         since = query.since or max(date.min + timedelta(days=_DAYS), until) - timedelta(days=_DAYS)
         if since > until:
             raise invalid(FieldProblem(name="since", detail="It is after until, so no day can match. Exchange them."))
-        with self._pages.searching():
-            counts = self._parts.store.statistics.counts(query.by.part, since, until, host)
-        found = lines(counts, by_day=query.by is By.DAY)[: query.limit]
+        host, found = self._found(caller, query, since, until)
         return StatisticsList(
             since=since,
             until=until,
@@ -99,9 +95,23 @@ class StatisticsRoutes:
                     numbers={outcome.value: each.number(outcome) for outcome in Outcome},
                     mistakes=each.mistakes,
                 )
-                for each in found
+                for each in found[: query.limit]
             ],
         )
+
+    def _found(self, caller: Caller, query: StatisticsQuery, since: date, until: date) -> tuple[str, Sequence[Line]]:
+        """Return the domain of the numbers, and their lines."""
+        statistics = self._parts.store.statistics
+        if query.by is By.DOMAIN and not domain(query.domain.strip()):
+            reach = self._parts.staff.reach(caller.member, Permission.SEE_ENVELOPE)
+            with self._pages.searching():
+                return ALL, statistics.by_domain(since, until, None if EVERYWHERE in reach else reach)
+        host = self._domain(caller, query.domain)
+        with self._pages.searching():
+            if query.by is By.DOMAIN:
+                return host, statistics.by_domain(since, until, [host])
+            part = Part.TOTAL if query.by is By.DAY else Part(query.by.value)
+            return host, lines(statistics.counts(part, since, until, host), by_day=query.by is By.DAY)
 
     def _domain(self, caller: Caller, typed: str) -> str:
         """Return the domain of the numbers, `ALL` for all. Raises 422, also for a domain that the token may not see."""
