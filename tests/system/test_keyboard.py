@@ -8,10 +8,11 @@ import pyotp
 import pytest
 from playwright.sync_api import Browser, Page
 
+from digest.housekeeping import run_mass_acts
 from portal.assemble import Parts
 from portal.model.message import State
 from portal.model.text import TAGS
-from tests.builders import ALICE, BY_LINK
+from tests.builders import ALICE, BY_LINK, now
 from tests.system.local_site import LocalSite, local_site, sign_in
 
 pytestmark = pytest.mark.system
@@ -175,6 +176,37 @@ def test_the_head_of_a_message_stays_in_sight_unless_the_screen_is_low(
     page.locator("footer").scroll_into_view_if_needed()
     assert page.evaluate(HEAD) == [stays, stays]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_all_that_a_search_finds_is_released_by_keyboard(
+    make_parts: Callable[..., Parts], browser: Browser, width: int
+) -> None:
+    with local_site(make_parts, staff__administrators=ALICE) as site:
+        held = site.hold(recipients=(ALICE,))
+        site.now = now()  # a job leaves out what is held later
+        context = browser.new_context(viewport={"width": width, "height": 640}, java_script_enabled=False)
+        sign_in(site, context)
+        page = context.new_page()
+        page.goto(f"{site.parts.settings.public_url}/admin/?symbol=BAYES_SPAM")
+        tab_to(page, ".ways a[href*='act=release']")
+        text, seen, shows = page.evaluate(FOCUSED)
+        assert seen > 0 and shows, text
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/admin/jobs/new?*")
+        tab_to(page, "#reason")
+        page.keyboard.type("Bayes was wrong.")
+        tab_to(page, "[name=notify]")
+        page.keyboard.press("Space")
+        tab_to(page, "form.one button")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/admin/jobs/*-*/")
+        site.pass_time(seconds=61)
+        run_mass_acts(site.parts, site.now)
+        page.reload()
+        assert "Finished · 1 of 1" in page.locator("main").inner_text()
+        assert site.state(held) is State.RELEASED
+        context.close()
 
 
 @pytest.fixture
