@@ -148,6 +148,19 @@ def test_staff_of_a_domain_act_there_and_see_no_job_of_others(site: Site) -> Non
     assert "Not permitted: 1 Released: 1" in words(browser.get(page))
 
 
+def test_a_dry_run_says_that_some_may_not_be_permitted_in_the_end(site: Site, relay: SmtpServer) -> None:
+    """It counts by domain, tier and state; the job also knows whose message it is, and its tier before the scan."""
+    browser = staff(site, Role.ADMINISTRATOR)
+    site.hold(recipients=(ALICE,))
+    own = site.hold(recipients=(MALLORY,), tier=Tier.DANGEROUS)
+    asked = browser.get(f"/admin/jobs/new?{SEARCH}&act=release").text
+    assert "2 of 2 deliveries" in asked and "may end as “Not permitted”" in asked
+    page = confirm(site, browser).header("Location") or ""
+    run(site)
+    assert "Not permitted" in browser.get(page).text and len(relay.mails) == 1 and site.state(own) is State.HELD
+    assert "may end as" not in browser.get(f"/admin/jobs/new?{SEARCH}&act=delete").text
+
+
 def test_the_help_desk_deletes_nothing(site: Site) -> None:
     browser = staff(site, Role.HELP_DESK)
     site.hold(recipients=(ALICE,))

@@ -121,7 +121,10 @@ class StartedJob(Model):
     """A new job, or a dry run, with a count of what it acts on."""
 
     job: JobDetail | None = Field(description="null for a dry run, and if there is nothing to do.")
-    count: int = Field(description="Deliveries that it acts on.")
+    count: int = Field(
+        description="Deliveries that it acts on. If it releases or denies, the owner's own messages, and those without "
+        "a virus scan, may end as not permitted."
+    )
     total: Count = Field(description="Of what the search finds.")
     parts: list[JobPart]
 
