@@ -263,24 +263,6 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
     assert messages == []
 
 
-def test_pages_of_the_console_fit_a_small_phone(make_parts: Callable[..., Parts], steered: Browser) -> None:
-    with local_site(make_parts, staff__administrators=ALICE) as site:
-        long = f'"{"M" * 60}" <{"l" * 60}@{"o" * 60}.example>'
-        held = site.hold(Tier.DANGEROUS, subject="W" * 150, header_from=long)
-        site.hold(recipients=(f"{'r' * 60}@example.org",), symbols=(Symbol("S" * 100, 8.0),))
-        messages = [f"messages/{held.id}.0/{view}" for view in ("", "text", "headers", "similar")]
-        searches = ["", "?symbol=BAYES_SPAM&tier=dangerous", "?by=symbol", f"?symbol={'S' * 100}", "?since=x"]
-        jobs = ["jobs/", *(f"jobs/new?symbol=BAYES_SPAM&act={act}" for act in ("release", "delete"))]
-        recipients = [f"recipients/?address={ALICE}", "recipients/list", f"recipients/forget?address={ALICE}"]
-        others = ["requests", "domains", "domains?domain=example.org", "staff", "statistics", "audit", "tokens"]
-        page = signed_in(site, steered, viewport={"width": 320, "height": 640}).new_page()
-        for path in (*searches, *messages, *jobs, *recipients, *others, "second-factor"):
-            answer = page.goto(f"{site.parts.settings.public_url}/admin/{path}")
-            assert answer and answer.status == 200 and "/admin/" in page.url, path
-            page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
-            assert page.evaluate("document.documentElement.scrollWidth") <= 320, path
-
-
 def hold_rows(site: Site) -> None:
     """Hold messages for each kind of row: short, long, with alerts and similar messages, each also for a role mailbox
     and removed soon."""

@@ -1,4 +1,4 @@
-"""The console's search on a phone: all of a message is in sight without scrolling sideways."""
+"""The console on a phone: nothing needs scrolling sideways, and all of a message that a search finds is in sight."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from portal.assemble import Parts
+from portal.model.message import Symbol, Tier
 from tests.builders import ALICE
 from tests.system.local_site import local_site, sign_in
 from tests.system.samples import hold_samples
@@ -48,4 +49,25 @@ def test_rows_of_a_search_fit(make_parts: Callable[..., Parts], browser: Browser
         assert not scrolls
         headers = [header.inner_text().strip("▼▲ \n") for header in table.get_by_role("columnheader").all()]
         assert headers[:2] == ["Held", "Subject"] and len(headers) == 8
+        context.close()
+
+
+def test_pages_of_the_console_fit_a_small_phone(make_parts: Callable[..., Parts], browser: Browser) -> None:
+    with local_site(make_parts, staff__administrators=ALICE) as site:
+        long = f'"{"M" * 60}" <{"l" * 60}@{"o" * 60}.example>'
+        held = site.hold(Tier.DANGEROUS, subject="W" * 150, header_from=long)
+        site.hold(recipients=(f"{'r' * 60}@example.org",), symbols=(Symbol("S" * 100, 8.0),))
+        messages = [f"messages/{held.id}.0/{view}" for view in ("", "text", "headers", "similar")]
+        searches = ["", "?symbol=BAYES_SPAM&tier=dangerous", "?by=symbol", f"?symbol={'S' * 100}"]
+        jobs = ["jobs/", *(f"jobs/new?symbol=BAYES_SPAM&act={act}" for act in ("release", "delete"))]
+        recipients = [f"recipients/?address={ALICE}", "recipients/list", f"recipients/forget?address={ALICE}"]
+        others = ["requests", "domains", "domains?domain=example.org", "staff", "statistics", "audit", "tokens"]
+        context = browser.new_context(viewport={"width": 320, "height": 640})
+        sign_in(site, context)
+        page = context.new_page()
+        for path in (*searches, *messages, *jobs, *recipients, *others, "second-factor"):
+            answer = page.goto(f"{site.parts.settings.public_url}/admin/{path}")
+            assert answer and answer.status == 200 and "/admin/" in page.url, path
+            page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 320, path
         context.close()
