@@ -282,7 +282,7 @@ def hold_rows(site: Site) -> None:
 
 INFO = "info@example.org"
 _OVERLAPS = """() => [...document.querySelectorAll(".rows > li")].flatMap(row => {
-    const parts = [...row.querySelectorAll(".why, .alert, .score, .status, .few, .many")]
+    const parts = [...row.querySelectorAll(".why, .alert, .score, .status, .few, .many, .do > *")]
         .map(one => [one, one.getBoundingClientRect()]).filter(([, box]) => box.width > 2);
     return parts.flatMap(([one, a], number) => parts.slice(number + 1).filter(([other, b]) =>
         Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
