@@ -37,6 +37,7 @@ from portal.mail import render
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
 from portal.stores.postgres.store import PostgresStore
+from portal.stores.shared import facets
 from tests.databases import Databases
 
 MakeSettings = Callable[..., Settings]
@@ -82,6 +83,15 @@ def compiled_templates() -> Iterator[None]:
     """Use `_CompiledTemplates`. Programs that tests start compile their own templates."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(render, "Environment", partial(Environment, bytecode_cache=_CompiledTemplates()))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_searches() -> Iterator[None]:
+    """Allow searches over all messages ten times as long: on a busy machine a second may pass without any work."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_PAGE", "_COUNT", "_GROUPS", "_CATCH_UP", "_SORT", "_SCORES"):
+            patch.setattr(facets, f"{name}_SECONDS", 10 * getattr(facets, f"{name}_SECONDS"))
         yield
 
 

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import tostring
 _BARS_MAX = 31  # beyond that, bars are too thin
 _LABELS = 8  # on the horizontal axis
 # Colours that can be told apart by people who do not see red or green (Okabe and Ito), on white and on black.
-_COLOURS = ("#0072b2", "#e69f00", "#d55e00", "#009e73")
+_COLOURS = ("#0072b2", "#e69f00", "#cc79a7", "#009e73")
 _DARK = "@media (prefers-color-scheme: dark) { text { fill: #d0d7de !important } }"
 
 

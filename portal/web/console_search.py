@@ -275,7 +275,6 @@ def _form_values(search: Search, viewer: Viewer) -> dict[str, object]:
         "labels": _LABELS,
         "main_fields": _MAIN,
         "more_fields": [name for name in _LABELS if name not in _MAIN],
-        "has_more": any(search.get(name) for name in _LABELS if name not in _MAIN),
         "choices": _CHOICES,
         "chips": [
             (
