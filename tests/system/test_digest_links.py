@@ -137,7 +137,7 @@ def test_delete_and_undo(alice: Reader) -> None:
     alice.reads("Message deleted")
     assert alice.state(MINUTES) is State.DELETED
     alice.button("Undo")
-    alice.reads("Delete this message?")
+    alice.page.get_by_role("status").get_by_text("Deletion undone").wait_for()
     assert alice.state(MINUTES) is State.HELD
     assert alice.released_mails() == []
 
