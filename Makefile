@@ -67,7 +67,8 @@ docs: install
 test-system: install
 	tests/system/install-packages
 	$(BIN)/pytest -n auto --dist loadfile -m "system and not alone"
-	$(BIN)/pytest -m "system and alone"
+	$(BIN)/pytest -n 2 --dist loadfile -m "system and alone" --ignore tests/faults
+	$(BIN)/pytest -m system tests/faults
 
 test-faults: install
 	$(BIN)/pytest -m faults
