@@ -62,6 +62,10 @@ class State(StrEnum):
     )
 
 
+# In these, a recipient may release or delete a delivery, or request its release.
+RELEASABLE = frozenset({State.HELD, State.PASSED, State.BLOCKED})
+
+
 class Flag(StrEnum):
     """A problem with an export's metadata. Each makes the message at least *suspicious*."""
 
@@ -252,10 +256,6 @@ class Actor:
         """Return an actor from its stored values. Raises ValueError for an unknown kind."""
         kind, _, name = who.partition(":")
         return cls(ActorKind(kind), name, via, address)
-
-
-# The states in which a recipient may release or delete a delivery, or request its release.
-RELEASABLE = frozenset({State.HELD, State.PASSED, State.BLOCKED})
 
 
 class EventKind(StrEnum):

@@ -320,9 +320,8 @@ class Staff:
 
     def check_release(self, member: Member, delivery: Delivery) -> None:
         """Raise NotAllowed unless a person may release a delivery. For `Actions.release`, right before it."""
-        if delivery.state is State.DELETED and not self.may_for(member, Permission.RESTORE, delivery):
-            raise NotAllowed(NOT_BY_ROLE)
-        if not self.may_release(member, delivery):
+        is_kept = delivery.state is not State.DELETED or self.may_for(member, Permission.RESTORE, delivery)
+        if not (is_kept and self.may_release(member, delivery)):
             raise NotAllowed(NOT_YOURS if self.decides_own(member.person, delivery) else NOT_BY_ROLE)
 
     def may_release_tier(self, member: Member, tier: Tier, host: str) -> bool:

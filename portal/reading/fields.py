@@ -54,16 +54,16 @@ class Fields:
     """The first field of each name that the reader needs, as octets without line breaks."""
 
     values: dict[str, bytes] = field(default_factory=dict)
-    repeated: dict[str, list[bytes]] = field(default_factory=dict)  # further fields that can name a file
+    last: dict[str, bytes] = field(default_factory=dict)  # of fields that name a file and are repeated
 
     def add(self, line: bytes) -> None:
         """Add a whole field."""
         name = field_name(line)
         if name in _KNOWN:
-            value = _FOLD.sub(b"", line[line.index(b":") + 1 :][:VALUE_BYTES])
-            kept = self.values.setdefault(name.decode(), value.strip(b" \t"))
-            if name in _NAMING and kept != value.strip(b" \t"):
-                self.repeated.setdefault(name.decode(), []).append(value.strip(b" \t"))
+            value = _FOLD.sub(b"", line[line.index(b":") + 1 :][:VALUE_BYTES]).strip(b" \t")
+            kept = self.values.setdefault(name.decode(), value)
+            if name in _NAMING and kept is not value:
+                self.last[name.decode()] = value
 
     def text(self, name: str) -> str:
         """Return a field decoded for people, "" if it is missing."""
@@ -98,14 +98,15 @@ class Fields:
     def file_names(self) -> tuple[str, ...]:
         """All names that mail programs give the file, the likeliest first.
 
-        They disagree about two names in one field or in two, and about fields and parameters that are repeated.
+        They disagree about two names in one field or in two, and of fields and parameters that are repeated they take
+        the first or the last one.
         """
         return tuple(dict.fromkeys(self._file_names()))
 
     def _file_names(self) -> Iterator[str]:
         for field_, parameters in (("content-disposition", _FILENAME), ("content-type", _FILENAME[::-1])):
-            for value in (self.values.get(field_, b""), *self.repeated.get(field_, ())):
-                yield from _texts(value, *parameters)
+            for fields in (self.values, self.last):
+                yield from _texts(fields.get(field_, b""), *parameters)
 
     @property
     def charset(self) -> str:

@@ -268,17 +268,10 @@ def _recipient_routes(pages: Pages, sessions: Sessions, messages: MessagePages, 
 
 def _console_routes(pages: Pages, console: Console, sessions: Sessions, mailed: MailedLinks) -> Sequence[Route]:
     """Return the routes of the console, but for those of one message."""
-    search, masses, requests = (
-        ConsoleSearch(pages, console),
-        MassActPages(pages, console),
-        ConsoleRequests(pages, console),
-    )
+    search, masses = ConsoleSearch(pages, console), MassActPages(pages, console)
+    requests, forget = ConsoleRequests(pages, console), ForgetPages(pages, console)
     recipients, many = RecipientPages(pages, console, mailed), RecipientListPages(pages, console)
-    forget, domains, statistics = (
-        ForgetPages(pages, console),
-        DomainPages(pages, console),
-        StatisticsPages(pages, console),
-    )
+    domains, statistics = DomainPages(pages, console), StatisticsPages(pages, console)
     staff, tokens, audit = StaffPages(pages, console), TokenPages(pages, console), AuditPages(pages, console)
     factor, route = SecondFactorPages(pages, console, sessions), console.route
     see, manage, read_audit = Permission.SEE_ENVELOPE, Permission.MANAGE_RECIPIENTS, Permission.READ_AUDIT

@@ -122,6 +122,7 @@ def part(content: bytes, name: str, *fields: str) -> bytes:
         ("Content-Disposition: attachment; filename=a.iso; filename*0=notes; filename*1=.txt", ["disk-image"]),
         ("Content-Disposition: attachment; filename=notes.txt\nContent-Disposition: inline; filename=a.js", ["runs"]),
         ("Content-Type: text/plain; name=notes.txt\nContent-Type: text/plain; name=a.html", ["web-page"]),
+        ("\n".join(f"Content-Disposition: attachment; filename={n}" for n in ("notes.txt", "b.txt", "a.js")), ["runs"]),
         ("Content-Type: message/rfc822; name=a.exe\nContent-Disposition: attachment; filename=notes.txt", ["runs"]),
     ],
 )
