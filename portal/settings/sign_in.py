@@ -15,8 +15,8 @@ class SignInSettings(Section):
 
     mailed_link: bool = Field(
         True,
-        description="Whether the sign-in page mails links and codes. Links that staff send, and those in digests, work "
-        "in any case.",
+        description="Whether the sign-in page mails links and codes. Links that staff send work in any case, and the "
+        "pages of a digest's links mail them if no other method is set.",
     )
 
 

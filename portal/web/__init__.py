@@ -167,6 +167,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     pages = Pages(parts, threads)
     sessions = Sessions(pages)
     mailed, messages, monitor = MailedLinks(pages, sessions), MessagePages(pages, sessions), Monitor(parts)
+    sign_in_page = SignInPage(pages, sessions)
     formatted, downloads = FormattedMessages(pages, sessions, messages), DownloadPages(pages, sessions, messages)
     console, api = Console(pages, sessions), Api(pages, sessions)
 
@@ -182,9 +183,9 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     app = Bottle()
     app.default_error_handler = rejected
     for method, rule, handler in (
-        *_sign_in_routes(pages, sessions, mailed, threads),
+        *_sign_in_routes(pages, sessions, mailed, sign_in_page, threads),
         *_message_routes(pages, sessions, messages, formatted, downloads),
-        *_recipient_routes(pages, sessions, messages, mailed),
+        *_recipient_routes(pages, sessions, messages, mailed, sign_in_page),
         *_console_routes(pages, console, sessions, mailed),
         *_console_message_routes(pages, console, mailed, formatted, downloads),
         *api.routes(),
@@ -200,9 +201,11 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     return Application(pages, ExporterEndpoint(parts, threads), app)
 
 
-def _sign_in_routes(pages: Pages, sessions: Sessions, mailed: MailedLinks, threads: int) -> Sequence[Route]:
+def _sign_in_routes(
+    pages: Pages, sessions: Sessions, mailed: MailedLinks, page: SignInPage, threads: int
+) -> Sequence[Route]:
     """Return the routes of all sign-in methods, and those of sessions."""
-    page, arrivals = SignInPage(pages, sessions), Arrivals(pages, sessions)
+    arrivals = Arrivals(pages, sessions)
     passwords = PasswordSignIn(pages, page, arrivals, password_servers(pages.parts.settings))
     oidc, signed_in = OidcSignIn(pages, arrivals, page, threads), SessionPages(pages, sessions)
     return (
@@ -242,12 +245,14 @@ def _message_routes(
     )
 
 
-def _recipient_routes(pages: Pages, sessions: Sessions, messages: MessagePages, mailed: MailedLinks) -> Sequence[Route]:
+def _recipient_routes(
+    pages: Pages, sessions: Sessions, messages: MessagePages, mailed: MailedLinks, sign_in_page: SignInPage
+) -> Sequence[Route]:
     """Return the routes of a recipient's list, links, rules and preferences."""
     preferences, digest = PreferencePages(pages, sessions), DigestPreview(pages, sessions)
     senders, rules = SelectedSenders(pages, sessions), RulePages(pages, sessions, messages)
     selections = Selections(pages, sessions, senders)
-    links = LinkPages(pages, preferences, sessions, mailed)
+    links = LinkPages(pages, preferences, sessions, mailed, sign_in_page)
     return (
         ("GET", "/", Inbox(pages, sessions).list),
         ("GET", f"/link/{_TOKEN}/", links.show),

@@ -175,6 +175,7 @@ class Inbox:
             may_rule=request.policy.recipient_rules,
             batch=shown_batch(job, done) if job else None,
             nothing=request.query("none") == "1",
+            of_other=request.query("link") == "other",  # opened before signing in
             was_signed_out=request.query("undone") != "",  # before a form was sent
             undone=_row_of(of, undone, number),
         )

@@ -24,12 +24,13 @@ from portal.model.text import N_
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import LinkOpen, Person
 from portal.web.auth.mailed_link import MailedLinks
+from portal.web.auth.page import SignInPage
 from portal.web.auth.session import Sessions
 from portal.web.digest import DigestPages
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.request import Request
-from portal.web.rows import findings
+from portal.web.rows import Row, findings
 
 log = logging.getLogger("quarantine.web")
 
@@ -47,8 +48,16 @@ _POST_MARKER = UUID(int=0)
 class LinkPages:
     """`/link/TOKEN/`."""
 
-    def __init__(self, pages: Pages, preferences: PreferencePages, sessions: Sessions, mailed: MailedLinks) -> None:
+    def __init__(
+        self,
+        pages: Pages,
+        preferences: PreferencePages,
+        sessions: Sessions,
+        mailed: MailedLinks,
+        sign_in_page: SignInPage,
+    ) -> None:
         self._pages = pages
+        self._sign_in_page = sign_in_page
         self._sessions = sessions
         self._mailed = mailed
         self._preferences = preferences
@@ -81,7 +90,7 @@ class LinkPages:
         opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
             if self._is_signed_in(request, reader):
-                return self._pages.see_other(self._message_path(request, delivery, reader))
+                return self._pages.see_other(self._message_path(self._pages.row(request, delivery, reader)))
             return self._show_mail(request, link, delivery, reader)
         autosubmit = self._may_autosubmit(request, link, delivery, person, opens)
         return self._page(request, link, delivery, reader, autosubmit=autosubmit)
@@ -105,7 +114,7 @@ class LinkPages:
         reader = person.recipient
         opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
-            return self._mail_sign_in(request, reader, self._message_path(request, delivery, reader))
+            return self._mail_sign_in(request, reader, self._message_path(self._pages.row(request, delivery, reader)))
         undo = link.action is Action.DELETE and request.form("undo") == "1"
         pressed = undo or request.form("pressed") == "1"
         if pressed and delivery.message.tier is not Tier.SPAM:
@@ -227,10 +236,12 @@ class LinkPages:
             token = self._links.token(action, link.id, link.number, link.issued_at, named_reader)
             return f"{self._pages.site.root}/link/{token}/"
 
-        return self._pages.page(
+        row = self._pages.row(request, delivery, reader)
+        response = self._pages.page(
             request,
             "show",
-            row=self._pages.row(request, delivery, reader),
+            row=row,
+            methods=self._sign_in_page.methods_of_link(request),
             recipient=shown_address(delivery.recipient),
             reader=shown_address(reader),
             release=link_path(Action.RELEASE),
@@ -239,18 +250,21 @@ class LinkPages:
             may_rule=self._pages.may_rule(delivery.recipient),
             **findings(delivery.message, request.language),
         )
+        return self._sessions.keep_destination(response, self._message_path(row), reader)
 
     # ---- signing in
 
     def _open(self, request: Request, recipient: str) -> HTTPResponse:
-        """Return the page of *Open my quarantine*: a button that mails a sign-in link to the digest's recipient."""
+        """Return the page of *Open my quarantine*, with all methods to sign in."""
         if self._is_signed_in(request, recipient):
             return self._pages.see_other("/")
-        return self._pages.page(request, "open", recipient=shown_address(recipient))
+        methods = self._sign_in_page.methods_of_link(request)
+        response = self._pages.page(request, "open", reader=shown_address(recipient), methods=methods)
+        return self._sessions.keep_destination(response, "/", recipient)
 
     def _mail_sign_in(self, request: Request, reader: str, destination: str) -> HTTPResponse:
         """Mail a sign-in link to the reader of a link. Others who have the digest cannot use it."""
-        if request.form("pressed") != "1":
+        if request.form("pressed") != "1" or not self._sign_in_page.methods_of_link(request).mailed_link:
             return self._pages.see_other("./")
         self._pages.check_user_gesture(request)
         return self._mailed.request_mail(request, reader, destination)
@@ -261,8 +275,9 @@ class LinkPages:
         request.policy, request.language, request.zone = before  # of the reader: somebody else may be signed in
         return session is not None and session.recipient == reader
 
-    def _message_path(self, request: Request, delivery: Delivery, reader: str) -> str:
-        return f"/messages/{self._pages.row(request, delivery, reader).name}/"
+    @staticmethod
+    def _message_path(row: Row) -> str:
+        return f"/messages/{row.name}/"
 
     # ---- preferences (the link at the end of a digest, and RFC 8058)
 

@@ -99,7 +99,7 @@ class SecondFactorPages:
             case FactorOutcome.LOCKED | FactorOutcome.LIMITED:
                 return self._code_page(request, staff, 429, until=answer.until)
             case FactorOutcome.RIGHT:
-                response = self._pages.see_other(self._sessions.destination(request) or HOME)
+                response = self._pages.see_other(self._next_page(request, staff))
             case FactorOutcome.RECOVERED:
                 response = self._pages.see_other(f"{SECOND_FACTOR}?done=recovered")
             case FactorOutcome.MISSING:  # it was reset since the form was opened
@@ -209,8 +209,11 @@ class SecondFactorPages:
             set_up_at=viewer.language.moment(factor.created_at, viewer.zone),
             left=len(factor.recovery),
             version=factor.version,
-            next_page=self._sessions.destination(request) or HOME,
+            next_page=self._next_page(request, staff),
         )
+
+    def _next_page(self, request: Request, staff: StaffSession) -> str:
+        return self._sessions.destination(request, staff.member.person) or HOME
 
 
 def _salt(text: str) -> bytes | None:

@@ -12,7 +12,7 @@ import pyotp
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from jinja2 import Environment, Template
-from playwright.sync_api import Browser, Page, ViewportSize
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from digest.housekeeping import run_batches, send_queued
 from portal.assemble import Parts
@@ -132,6 +132,11 @@ def test_axe_finds_nothing_in_the_form_with_all_methods(make_parts: Callable[...
             page.goto(f"{base}/{path}")
             found += findings(page)
         assert page.get_by_role("link", name="Sign in with").count() == 2
+        page.goto(site.link(Action.SHOW, site.hold(recipients=[ALICE])))
+        found += findings(page)
+        page.get_by_role("link", name="Sign in with your password").click()
+        assert page.get_by_label("Email address").input_value() == ALICE
+        expect(page.get_by_label("Password")).to_be_focused()
         page.get_by_label("Email address").fill(ALICE)
         page.get_by_label("Password").fill("wrong")
         page.keyboard.press("Enter")

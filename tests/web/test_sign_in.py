@@ -352,7 +352,8 @@ def test_signing_out_everywhere_forgets_known_devices_for_signing_in(site: Site)
 def test_the_pages_before_signing_in_say_what_will_happen(site: Site) -> None:
     browser, held = site.browser(), site.hold(recipients=[ALICE])
     assert f"The link is sent to <bdi>{ALICE}</bdi>." in browser.get(site.link(Action.SHOW, held)).text
-    assert "the page that you opened" not in browser.get("/sign-in").text
+    assert "the page that you opened is shown" in browser.get("/sign-in").text, "after signing in there, too"
+    assert "the page that you opened" not in site.browser().get("/sign-in").text
     release = site.link(Action.RELEASE, held)
     message = re.search(r'href="/quarantine(/messages/[^"]*)">Read this message', browser.get(release).text)
     assert message
@@ -780,6 +781,11 @@ def test_signing_in_leads_to_the_page_that_was_opened(site: Site, path: str) -> 
     [
         "",
         "//evil.example",
+        "\\\\evil.example",
+        "javascript:alert(1)",
+        f"/rules%0d%0aSet-Cookie:x {ALICE}",
+        f"//evil.example {ALICE}",
+        pytest.param("/?" + "x" * 3000, id="long"),
         "https://evil.example",
         "/sign-out",
         "/messages/x/",

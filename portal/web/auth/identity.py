@@ -61,7 +61,11 @@ class Arrivals:
         if identified.groups is not None:
             self._pages.parts.staff.put_groups(person, identified.method.name, identified.groups)
         return self._sessions.begin(
-            request, person, self._sessions.destination(request), identified.authenticated_at, identified.method
+            request,
+            person,
+            self._sessions.destination(request, person),
+            identified.authenticated_at,
+            identified.method,
         )
 
     def _not_here(self, request: Request, address: str) -> HTTPResponse:

@@ -56,20 +56,20 @@ class MailedLinks:
         self._pages.check_same_origin(request)
         if not self._pages.parts.settings.sign_in.mailed_link:
             return self._pages.see_other("/sign-in")
-        address = request.form("address").strip()[:_ADDRESS_LENGTH]
-        return self.request_mail(request, address, self._sessions.destination(request))
+        return self.request_mail(request, request.form("address").strip()[:_ADDRESS_LENGTH])
 
-    def request_mail(self, request: Request, address: str, destination: str) -> HTTPResponse:
+    def request_mail(self, request: Request, address: str, destination: str | None = None) -> HTTPResponse:
         """Send a link and a code to this address if it may sign in, and return the redirect to the form for the code.
 
-        ``destination``: the page to show after signing in. It is stored, since the link may be opened in another
-        browser.
+        ``destination``: the page to show after signing in, None for the one that this browser opened before. It is
+        stored, since the link may be opened in another browser.
         """
         browser, token = _browser_secret(request) or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
         code = f"{secrets.randbelow(10**_CODE_DIGITS):0{_CODE_DIGITS}d}"
         requested_address, now = address if is_address(address) else _PLACEHOLDER, self._pages.now()
         # The address of an alias signs in its person. The mail is sent to that person's own address.
         recipient = self._pages.parts.people.person(requested_address) or identity(requested_address)
+        destination = self._sessions.destination(request, recipient) if destination is None else destination
         person = self._store.recipients.get(recipient)
         language = self._pages.parts.domains.plan(recipient, person.preferences).language
         to = (person.address or address) if self._sessions.may_sign_in(recipient) else ""

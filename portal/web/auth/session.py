@@ -49,6 +49,7 @@ _DESTINATION = re.compile(
     re.ASCII,
 )
 _DESTINATION_COOKIE = "destination"
+_OTHERS_LINK = "/?link=other"  # the list, which says that the link of a digest was for another recipient
 _DESTINATION_SECONDS = 15 * 60  # as long as a sign-in link is valid
 _ADDRESS_COOKIE = "address"
 _MAX_LISTED = 20  # all of them can be ended together
@@ -155,22 +156,32 @@ class Sessions:
         """
         return self.keep_destination(self._pages.see_other(f"/sign-in?ended={ended}" if ended else "/sign-in"), page)
 
-    def keep_destination(self, response: HTTPResponse, page: str) -> HTTPResponse:
-        """Return a redirect with a cookie that names the page to which `destination` leads afterwards.
+    def keep_destination(self, response: HTTPResponse, page: str, reader: str = "") -> HTTPResponse:
+        """Return a response with a cookie that names the page to which `destination` leads afterwards.
 
+        ``reader``: to whom alone it leads, the reader of a digest's link; "" if the page was not opened by one.
         Of an address that is too long, only the path is kept: a message is then opened without its list.
         """
         page = page if _DESTINATION.fullmatch(page) else page.partition("?")[0]
-        if page != "/" and _DESTINATION.fullmatch(page):
-            self._pages.set_cookie(response, _DESTINATION_COOKIE, _packed(page), _DESTINATION_SECONDS)
+        if (reader or page != "/") and _DESTINATION.fullmatch(page):
+            value = _packed(f"{page} {reader}".rstrip())
+            self._pages.set_cookie(response, _DESTINATION_COOKIE, value, _DESTINATION_SECONDS)
         return response
 
-    def destination(self, request: Request) -> str:
-        """Return the page that this browser opened before signing in or the second factor, "" if there is none."""
+    def destination(self, request: Request, recipient: str) -> str:
+        """Return the page that this browser opened before signing in or the second factor, "" if there is none.
+
+        ``recipient``: who signs in. If a link for another reader opened it, that is the recipient's own list.
+        """
+        page, reader = self.kept_destination(request)
+        return page if reader in ("", recipient) else _OTHERS_LINK
+
+    def kept_destination(self, request: Request) -> tuple[str, str]:
+        """Return the page and the reader that `keep_destination` kept in this browser, "" for each that is missing."""
         # Over http another site of this host may have set the cookie. It can only name a page of the portal, and
         # opening one changes nothing.
-        page = _unpacked(request.cookie(_DESTINATION_COOKIE))
-        return page if _DESTINATION.fullmatch(page) else ""
+        page, _, reader = _unpacked(request.cookie(_DESTINATION_COOKIE)).partition(" ")
+        return (page, reader) if _DESTINATION.fullmatch(page) else ("", "")
 
     def without_destination(self, response: HTTPResponse) -> HTTPResponse:
         """Return a response that removes the cookie of `keep_destination`."""
@@ -201,7 +212,7 @@ class Sessions:
         """Sign a recipient in and return the redirect to a page that `destination` returned before, else to their list.
 
         ``authenticated_at``: when the person proved who they are, None if that is not known. A session of somebody else
-        in this browser ends, and the page that they opened is not shown.
+        in this browser ends, and the page that they opened is not shown, unless by a link for this recipient.
         Raises LinkInvalid if they may not sign in. The secret is always new, whatever cookie the browser sent (session
         fixation).
         """
@@ -211,7 +222,7 @@ class Sessions:
         self._pages.check_host(request, recipient)
         old, secret = request.cookie(_COOKIE), random_token(_SECRET_OCTETS)
         ended = self._store.sign_ins.end_session(sha256(old)) if old else None
-        if ended not in (None, recipient) and destination == self.destination(request):
+        if ended not in (None, recipient) and (destination, "") == self.kept_destination(request):
             destination = ""
         client = client_name(request.user_agent)
         self._store.sign_ins.start_session(
