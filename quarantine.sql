@@ -590,34 +590,47 @@ $body$;
 -- how many rows the values have. So plans that read more rows than are wanted are excluded, and so is compiling (jit),
 -- since the plan seems to read all partitions.
 
--- Returns the newest deliveries of these identities in one of these states, newest first, at most `at_most`: of the
--- messages from `low` on, and before the delivery (before_id, before_number).
+-- Returns the newest deliveries of these identities in one of these states, newest first, at most `at_most`: from the
+-- delivery (low_id, low_number) on, and before the delivery (high_id, high_number). If `oldest_first`, the oldest ones in
+-- the other direction.
 create or replace function deliveries_of(
-    identities text[], states text[], low uuid, before_id uuid, before_number int, at_most int
+    identities text[], states text[], low_id uuid, low_number int, high_id uuid, high_number int, oldest_first boolean,
+    at_most int
 ) returns setof delivery language plpgsql stable
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
 as $deliveries$
 begin
-    return query
-        select d.* from unnest(identities) r (identity) cross join lateral (
-            select * from delivery d
-            where d.recipient = r.identity and d.state = any(states) and d.message_id >= low
-            and d.message_id <= before_id and (d.message_id, d.number) < (before_id, before_number)
-            order by d.message_id desc, d.number desc limit at_most
-        ) d order by d.message_id desc, d.number desc limit at_most;
+    if oldest_first then
+        return query
+            select d.* from unnest(identities) r (identity) cross join lateral (
+                select * from delivery d where d.recipient = r.identity and d.state = any(states)
+                and d.message_id >= low_id and (d.message_id, d.number) >= (low_id, low_number)
+                and d.message_id <= high_id and (d.message_id, d.number) < (high_id, high_number)
+                order by d.message_id, d.number limit at_most
+            ) d order by d.message_id, d.number limit at_most;
+    else
+        return query
+            select d.* from unnest(identities) r (identity) cross join lateral (
+                select * from delivery d where d.recipient = r.identity and d.state = any(states)
+                and d.message_id >= low_id and (d.message_id, d.number) >= (low_id, low_number)
+                and d.message_id <= high_id and (d.message_id, d.number) < (high_id, high_number)
+                order by d.message_id desc, d.number desc limit at_most
+            ) d order by d.message_id desc, d.number desc limit at_most;
+    end if;
 end
 $deliveries$;
 
--- Returns those of the newest deliveries, as `deliveries_of` does, whose messages have these words, newest first, with
--- their messages: each with its place among the `examined` newest ones, and the last of these in any case. The words are
--- compared with `message.terms`, so this finds what the index finds. Null: all deliveries.
-create or replace function newest_with(
-    words tsquery, identities text[], states text[], low uuid, before_id uuid, before_number int, examined int
+-- Returns those of the first deliveries that `deliveries_of` returns whose messages have these words, with their messages:
+-- each with its place among the `examined` first ones, and the last of these in any case. The words are compared with
+-- `message.terms`, so this finds what the index finds. Null: all deliveries.
+create or replace function first_with(
+    words tsquery, identities text[], states text[], low_id uuid, low_number int, high_id uuid, high_number int,
+    oldest_first boolean, examined int
 ) returns table (place bigint, is_found boolean, d delivery, m message)
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set enable_hashjoin = off set enable_mergejoin = off
-as $newest$
+as $first$
 #variable_conflict use_column
 begin
     return query
@@ -625,20 +638,23 @@ begin
             select n.place, coalesce(words is null or m.terms @@ words, false) and m.id is not null as is_found, n.d, m
             from (
                 select row_number() over () as place, d
-                from deliveries_of(identities, states, low, before_id, before_number, examined) d
+                from deliveries_of(
+                    identities, states, low_id, low_number, high_id, high_number, oldest_first, examined
+                ) d
             ) n left join message m on m.id = (n.d).message_id
         ) f where f.is_found or f.place = examined order by f.place;
 end
-$newest$;
+$first$;
 
--- Returns the deliveries of these identities that `deliveries_of` would return and whose messages have these terms,
--- newest first, with their messages: at most `at_most`. The newest ones, `newest` of them, are compared with `words`,
--- which are those of the terms; the others are found by the index, one partition first, then two, four and so on, in
--- batches of messages. Ends after `examined_max` messages, with a row that is not found: what is before it was not
--- examined. One statement for all of this, since a page of the portal would otherwise wait for up to ten.
+-- Returns the deliveries of these identities that `deliveries_of` would return and whose messages have these terms, with
+-- their messages: at most `at_most`. The first ones, `compared` of them, are compared with `words`, which are those of the
+-- terms; the others are found by the index, one partition first, then two, four and so on, in batches of messages. Ends
+-- after `examined_max` messages, with a row that is not found: what follows its message was not examined. One statement
+-- for all of this, since a page of the portal would otherwise wait for up to ten.
 create or replace function search_of(
-    terms tsquery, words tsquery, identities text[], states text[], low uuid, before_id uuid, before_number int,
-    below uuid, current_id uuid, newest int, at_first int, batch int, examined_max int, at_most int
+    terms tsquery, words tsquery, identities text[], states text[], low_id uuid, low_number int, high_id uuid,
+    high_number int, oldest_first boolean, current_id uuid, compared int, at_first int, batch int, examined_max int,
+    at_most int
 ) returns table (place bigint, is_found boolean, d delivery, m message)
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set jit = off
@@ -649,19 +665,29 @@ declare
     examined bigint := 0;
     step int := at_first;
     ids uuid[];
-    starts uuid[];
+    edges uuid[];
     last int := 0;
     ahead int;
     since uuid;
-    below_is text := '<';
+    since_is text := '>=';
+    below uuid;
+    below_is text;
+    direction text := case when oldest_first then 'asc' else 'desc' end;
 begin
-    while examined < newest loop
-        step := least(step, newest - examined);
+    while examined < compared loop
+        step := least(step, compared - examined);
         place := examined;
-        for r in select f.* from newest_with(words, identities, states, low, before_id, before_number, step) f loop
+        for r in select f.* from first_with(
+            words, identities, states, low_id, low_number, high_id, high_number, oldest_first, step
+        ) f loop
             place := examined + r.place;
-            before_id := (r.d).message_id;
-            before_number := (r.d).number;
+            if oldest_first then
+                low_id := (r.d).message_id;
+                low_number := (r.d).number + 1;
+            else
+                high_id := (r.d).message_id;
+                high_number := (r.d).number;
+            end if;
             if r.is_found then
                 is_found := true; d := r.d; m := r.m;
                 return next;
@@ -672,63 +698,86 @@ begin
         if place < examined + step then return; end if;  -- there are no more deliveries
         examined := place;
         step := 2 * step;
-        below := before_id;
-        below_is := '<=';
     end loop;
-    -- The bounds of partitions, as `partitions_of` in portal/stores/postgres/partitions.py reads them.
-    select array_agg(p.low order by p.low desc), count(*) filter (where p.low > current_id) into starts, ahead from (
+    since := low_id;
+    below := high_id;
+    below_is := case when high_number > 0 then '<=' else '<' end;
+    -- The ends of partitions, in the direction of reading. `partitions_of` in portal/stores/postgres/partitions.py reads
+    -- their bounds likewise.
+    select array_agg(case when oldest_first then p.high else p.low end order by case when oldest_first then p.low end,
+        p.low desc), count(*) filter (where p.low > current_id and not oldest_first) into edges, ahead from (
         select substr(b.bounds, 19, 36)::uuid as low, substr(b.bounds, 63, 36)::uuid as high from (
             select pg_get_expr(c.relpartbound, c.oid) as bounds
             from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = 'message'::regclass
         ) b
-    ) p where p.low <= below and p.high > search_of.low;
+    ) p where p.low <= high_id and p.high > low_id;
     step := 1;
-    while last < cardinality(starts) loop
+    while last < cardinality(edges) loop
         -- Partitions created in advance have mail only if a clock was ahead. They are read with the one of now.
-        last := least(last + ahead + step, cardinality(starts));
+        last := least(last + ahead + step, cardinality(edges));
         ahead := 0;
         step := 2 * step;
-        since := greatest(starts[last], low);
+        if not oldest_first then
+            since := greatest(edges[last], low_id);
+        elsif edges[last] <= high_id then
+            below := edges[last];
+            below_is := '<';
+        else
+            below := high_id;
+            below_is := case when high_number > 0 then '<=' else '<' end;
+        end if;
         loop
-            execute 'select array(select m.id from message m where m.terms @@ $1 and m.id >= $2 and m.id ' || below_is
-                || ' $3 order by m.id desc limit $4)' into ids using terms, since, below, batch;
+            execute format('select array(select m.id from message m where m.terms @@ $1 and m.id %s $2 and m.id %s $3'
+                ' order by m.id %s limit $4)', since_is, below_is, direction) into ids using terms, since, below, batch;
             exit when cardinality(ids) = 0;
             examined := examined + cardinality(ids);
             -- The deliveries first: of most ids they are another recipient's, or in another state.
-            for r in execute 'with found as materialized (select d from delivery d'
+            for r in execute format('with found as materialized (select d from delivery d'
                 ' where d.message_id = any($1) and d.recipient = any($2) and d.state = any($3)'
-                ' and (d.message_id, d.number) < ($4, $5) order by d.message_id desc, d.number desc limit $6)'
+                ' and (d.message_id, d.number) >= ($4, $5) and (d.message_id, d.number) < ($6, $7)'
+                ' order by d.message_id %1$s, d.number %1$s limit $8)'
                 ' select f.d, m from found f join message m on m.id = (f.d).message_id'
                 ' where m.id = any($1)'
-                ' order by (f.d).message_id desc, (f.d).number desc'
-                using ids, identities, states, before_id, before_number, at_most - n
+                ' order by (f.d).message_id %1$s, (f.d).number %1$s', direction)
+                using ids, identities, states, low_id, low_number, high_id, high_number, at_most - n
             loop
                 place := examined; is_found := true; d := r.d; m := r.m;
                 return next;
                 n := n + 1;
                 if n = at_most then return; end if;
             end loop;
-            below := ids[cardinality(ids)];
-            below_is := '<';
+            if oldest_first then
+                since := ids[cardinality(ids)];
+                since_is := '>';
+            else
+                below := ids[cardinality(ids)];
+                below_is := '<';
+            end if;
             if examined >= examined_max then
-                place := examined; is_found := false; d := null; d.message_id := below; d.number := 0; m := null;
+                place := examined; is_found := false; d := null; d.message_id := ids[cardinality(ids)]; d.number := 0;
+                m := null;
                 return next;
                 return;
             end if;
             exit when cardinality(ids) < batch;
         end loop;
-        below := since;
-        below_is := '<';
+        if oldest_first then
+            since := edges[last];
+            since_is := '>=';
+        else
+            below := since;
+            below_is := '<';
+        end if;
     end loop;
 end
 $search$;
 
--- Returns those of the newest deliveries, as `deliveries_of` does, that may be near-duplicates of a message with this body
--- and From header, newest first, at most `at_most`: each with its place among the `examined` newest ones, and the last of
--- these in any case.
+-- Returns those of the first deliveries that `deliveries_of` returns that may be near-duplicates of a message with this
+-- body and From header, at most `at_most`: each with its place among the `examined` first ones, and the last of these in
+-- any case.
 create or replace function near_duplicates(
-    identities text[], states text[], low uuid, before_id uuid, before_number int, examined int, sha256 bytea,
-    from_header text, from_address text, at_most int
+    identities text[], states text[], low_id uuid, low_number int, high_id uuid, high_number int, oldest_first boolean,
+    examined int, sha256 bytea, from_header text, from_address text, at_most int
 ) returns table (
     place bigint, number int, recipient text, address text, state text, state_at timestamptz, reason text, attempts int,
     next_try_at timestamptz, announced_at timestamptz, m message
@@ -741,7 +790,9 @@ begin
     return query
         select d.ordinality, d.number, d.recipient, d.address, d.state, d.state_at, d.reason, d.attempts, d.next_try_at,
             d.announced_at, m
-        from deliveries_of(identities, states, low, before_id, before_number, examined) with ordinality d
+        from deliveries_of(
+            identities, states, low_id, low_number, high_id, high_number, oldest_first, examined
+        ) with ordinality d
         join message m on m.id = d.message_id
         where d.ordinality = examined or m.body_sha256 = sha256 or m.header_from = from_header
         -- The collation C changes ASCII letters only, in every database.

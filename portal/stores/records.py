@@ -40,8 +40,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list, newest first. ``next`` is the cursor that the next call takes as ``before``; None on the last
-    page."""
+    """One page of a list, newest first. ``next`` is the cursor that the next call takes, as ``before`` or ``down_to``;
+    None on the last page."""
 
     deliveries: tuple[Delivery, ...]
     next: DeliveryId | None

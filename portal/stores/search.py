@@ -32,6 +32,7 @@ from portal.model.message import Delivery, DeliveryId, Filter, Message, Reader, 
 from portal.model.ranking import Likeness
 from portal.model.reasons import has_attachment, why
 from portal.stores.records import Page
+from portal.stores.span import Span
 
 EXAMINED_MAX = 10_000  # messages or deliveries that one call examines
 NEWEST_MAX = 1_000  # a recipient's deliveries whose words are compared without the index
@@ -218,7 +219,7 @@ def _has_phrases(query: str, texts: Texts) -> bool:
     return all(any(f" {phrase}" in part for part in parts) for phrase in phrases(query))
 
 
-Batch = tuple[Iterable[Delivery], DeliveryId, int]  # see `gather`
+Batch = tuple[Iterable[Delivery], DeliveryId | None, int]  # see `gather`
 
 
 class Texts(NamedTuple):
@@ -334,9 +335,9 @@ def matches(wanted: Filter, delivery: Delivery) -> bool:
     return wanted.score_max is None or (message.score is not None and message.score <= wanted.score_max)
 
 
-# Returns those of the next so many deliveries before a key, newest first, that may be near-duplicates, at most a number
-# of them. Each has its place among the examined deliveries, from 1 on. The last examined one is among them.
-Candidates = Callable[[DeliveryId | None, int, int], Sequence[tuple[Delivery, int]]]
+# Returns those of the first so many deliveries of a span, in its direction, that may be near-duplicates, at most a
+# number of them. Each has its place among the examined deliveries, from 1 on. The last examined one is among them.
+Candidates = Callable[[Span, int, int], Sequence[tuple[Delivery, int]]]
 
 
 def prefilter(likeness: Likeness) -> tuple[bytes, str, str | None]:
@@ -351,12 +352,10 @@ def prefilter(likeness: Likeness) -> tuple[bytes, str, str | None]:
 
 def newest_alike(likeness: Likeness, candidates: Candidates) -> Page:
     """Return deliveries with a likeness among the newest ones. Examines `NEWEST_MAX` in one query at most."""
-    return _fitting(likeness.fits, candidates, None, NEWEST_MAX, CANDIDATES_MAX)
+    return _fitting(likeness.fits, candidates, Span(), NEWEST_MAX, CANDIDATES_MAX, CANDIDATES_MAX)
 
 
-def alike(
-    likeness: Likeness, wanted: Filter, limit: int, before: DeliveryId | None, terms: Terms, candidates: Candidates
-) -> Page:
+def alike(likeness: Likeness, wanted: Filter, limit: int, span: Span, terms: Terms, candidates: Candidates) -> Page:
     """Return the deliveries with a likeness that match. The recipient's are examined, without the index of terms.
 
     One query at most, so a page may be short if many candidates are no near-duplicates.
@@ -366,39 +365,45 @@ def alike(
     def fits(delivery: Delivery) -> bool:
         return likeness.fits(delivery) and matches(wanted, delivery) and _has_words(groups, Texts.of(delivery.message))
 
-    page = _fitting(fits, candidates, before, EXAMINED_MAX, limit + CANDIDATES_MAX)
-    found = page.deliveries
-    return Page(found[:limit], found[limit - 1].key) if len(found) > limit else page
+    return _fitting(fits, candidates, span, EXAMINED_MAX, limit + CANDIDATES_MAX, limit)
 
 
 def _fitting(
     fits: Callable[[Delivery], bool],
     candidates: Candidates,
-    before: DeliveryId | None,
+    span: Span,
     examined: int,
     at_most: int,
+    limit: int,
 ) -> Page:
-    """Return those of the next ``examined`` deliveries that fit, of ``at_most`` candidates."""
-    found = candidates(before, examined, at_most)
+    """Return those of the first ``examined`` deliveries of a span that fit, of ``at_most`` candidates."""
+    found = candidates(span, examined, at_most)
     has_more = len(found) == at_most or (len(found) > 0 and found[-1][1] == examined)
-    return Page(tuple(each for each, _ in found if fits(each)), found[-1][0].key if has_more else None)
+    fitting = [each for each, _ in found if fits(each)]
+    if len(fitting) > limit:
+        return _page(span, fitting[:limit], span.after(fitting[limit - 1].key).cursor)
+    return _page(span, fitting, span.after(found[-1][0].key).cursor if has_more else None)
 
 
-def gather(wanted: Filter, limit: int, batches: Iterator[Batch]) -> Page:
-    """Return a page from batches of deliveries, newest first.
+def gather(wanted: Filter, limit: int, span: Span, batches: Iterator[Batch]) -> Page:
+    """Return a page from batches of deliveries, in the direction of the span.
 
-    Each batch has its deliveries, its lowest key, and the number of messages or deliveries examined for it. The list
-    ends with the last batch.
+    Each batch has its deliveries, the cursor after it, and the number of messages or deliveries examined for it. The
+    list ends with the last batch.
     """
     found: list[Delivery] = []
     examined_total = 0
-    for deliveries, lowest, examined in batches:
+    for deliveries, cursor, examined in batches:
         for delivery in deliveries:
             if matches(wanted, delivery):
                 if len(found) == limit:
-                    return Page(tuple(found), found[-1].key)
+                    return _page(span, found, span.after(found[-1].key).cursor)
                 found.append(delivery)
         examined_total += examined
         if examined_total >= EXAMINED_MAX:
-            return Page(tuple(found), lowest)
-    return Page(tuple(found), None)
+            return _page(span, found, cursor)
+    return _page(span, found, None)
+
+
+def _page(span: Span, found: Sequence[Delivery], next: DeliveryId | None) -> Page:
+    return Page(tuple(reversed(found) if span.oldest_first else found), next)

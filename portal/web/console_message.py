@@ -6,7 +6,7 @@ reading is in the audit before it happens. Deliveries of other domains are answe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,6 @@ from portal.web.formatted import FormattedMessages
 from portal.web.found import visible
 from portal.web.history import history
 from portal.web.listing import cursor, name_of
-from portal.web.neighbours import beside
 from portal.web.pages import Pages
 from portal.web.release_request import release_request
 from portal.web.request import Request
@@ -59,6 +58,7 @@ _RESULTS = {
     ("late", None): (False, N_("Not changed: somebody acted on this message before.")),
 }
 _UNCHANGED = N_("Nothing was changed.")
+_PREVIOUS_MAX = 300  # deliveries of a search among which the previous one is looked for
 _OTHERS = 50  # deliveries of the same message that are listed
 
 
@@ -221,7 +221,7 @@ class ConsoleMessage:
 
         with self._pages.searching():
             if search.order is Order.NEWEST:
-                key = beside(delivery.key, way, found, [cursor(search.get("before"))])
+                key = _beside(delivery.key, way, found, cursor(search.get("before")))
             else:
                 key = self._beside_by_score(delivery, way, wanted, search.order)
         return self._pages.see_other(f"/{place(key)}/{search.as_place()}" if key else HOME + search.query())
@@ -300,6 +300,26 @@ def _result(act: str, delivery: Delivery) -> tuple[bool, str] | None:
     if not act or (act in ("release", "again") and delivery.state is State.HELD and delivery.reason):
         return None  # the state says why
     return _RESULTS.get((act, delivery.state)) or _RESULTS.get((act, None)) or (False, _UNCHANGED)
+
+
+def _beside(
+    key: DeliveryId, way: str, search: Callable[[int, DeliveryId | None], Page], begin: DeliveryId | None
+) -> DeliveryId | None:
+    """Return the next or previous delivery of a search whose newest is first; None if there is none or it is not found.
+
+    ``search`` returns so many deliveries from the newest one on, or after one. So the previous delivery is the last one
+    between the begin of the page that the reader came from and this one or, for the first one of the page, of all.
+    """
+    if way == "next":
+        page = search(1, key)
+        return page.deliveries[0].key if page.deliveries else None
+    for start in dict.fromkeys([begin if begin and begin > key else None, None]):
+        page = search(_PREVIOUS_MAX, start)
+        is_reached = page.next <= key if page.next is not None else not page.is_cut
+        newer = [each.key for each in page.deliveries if each.key > key]
+        if not is_reached or newer:
+            return newer[-1] if is_reached else None
+    return None
 
 
 def place(key: DeliveryId) -> str:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
 from bottle import HTTPResponse
@@ -132,9 +132,12 @@ class Inbox:
         reader = self._reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
         counts = self._store.deliveries.counts(
-            reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0, since=listing.before
+            reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0, since=listing.before or listing.down_to
         )
         part = self._part(listing, reader, viewer, counts)
+        if part is None:
+            kept_names = [pair for pair in parse_qsl(request.query_string) if pair[0] not in ("down_to", "at")]
+            return self._pages.see_other(f"/?{urlencode(kept_names)}" if kept_names else "/")
         deliveries = [each for group in part.groups for each in (group.newest, *group.others[:_LISTED_OTHERS])]
         job = session.job if session.job and self._pages.batches.is_of_reader(session.job, session.recipient) else None
         named = listed(job) if job else [result.key] if result.key else []
@@ -201,15 +204,16 @@ class Inbox:
         rows = self._pages.rows(request, list(deliveries.values()), reader.identity, events)
         return {row.delivery.key: row for row in rows}
 
-    def _part(self, listing: Listing, reader: Reader, viewer: Viewer, counts: Counts) -> Part:
+    def _part(self, listing: Listing, reader: Reader, viewer: Viewer, counts: Counts) -> Part | None:
+        """Return the rows of a page; None: nothing is newer than the page, so it is to be the first one."""
         criteria = listing.criteria(viewer.zone)
         wanted = listing.reader(reader)
 
-        def search(limit: int, before: DeliveryId | None = None) -> Page:
-            return self._store.deliveries.matching(wanted, criteria, limit, before)
+        def search(limit: int, before: DeliveryId | None = None, down_to: DeliveryId | None = None) -> Page:
+            return self._store.deliveries.matching(wanted, criteria, limit, before, down_to=down_to)
 
-        def position(begin: int, number: int, total: int, page: Page) -> Position:
-            return _position(listing, counts, viewer, begin, number, total, is_whole=page.next is None)
+        def position(begin: int, number: int, total: int, *, is_whole: bool) -> Position:
+            return _position(listing, counts, viewer, begin, number, total, is_whole=is_whole)
 
         if listing.selects_matching:
             page = search(_COUNTED)
@@ -220,17 +224,23 @@ class Inbox:
             shown = " ".join(name_of(each.key) for each in found)
             return Part(
                 _folded(found, listing),
-                position(0, len(found), len(page.deliveries), page),
+                position(0, len(found), len(page.deliveries), is_whole=page.next is None),
                 older,
                 matches=Matches(total, name_of(found[0].key), shown) if found else None,
             )
         if not listing.is_ranked:
-            page = search(listing.size, listing.before)
-            begin = _messages_before(listing, counts)
-            end = begin + len(page.deliveries)
-            older = listing.older(page.next, end) if page.next else None
-            groups = _folded(page.deliveries, listing)
-            return Part(groups, position(begin, len(page.deliveries), end, page), older, listing.newer)
+            page = search(listing.size, listing.before, listing.down_to)
+            groups, number = _folded(page.deliveries, listing), len(page.deliveries)
+            at = _messages_before(listing, counts)
+            if listing.down_to is None:
+                older = listing.older(page.next, at + number) if page.next else None
+                newer = listing.newer(listing.before, at) if listing.before else None
+                return Part(groups, position(at, number, at + number, is_whole=page.next is None), older, newer)
+            if page.next is None:
+                return None
+            begin = max(0, at - number)
+            newer = listing.newer(page.next, begin)
+            return Part(groups, position(begin, number, at, is_whole=False), listing.older(listing.down_to, at), newer)
         page = search(RANKED_MAX)
         ranking = ranked(page.deliveries, addresses_in(counts.released_from))
         ranking = unfolded(ranking) if listing.get("like") else ranking
@@ -243,7 +253,11 @@ class Inbox:
             sizes[group.section] += group.size
         counts_of = {each: viewer.language.number(n) + ("+" if page.next else "") for each, n in sizes.items()}
         return Part(
-            ranking[begin:end], position(before, number, len(page.deliveries), page), older, newer, counts=counts_of
+            ranking[begin:end],
+            position(before, number, len(page.deliveries), is_whole=page.next is None),
+            older,
+            newer,
+            counts=counts_of,
         )
 
     def _elsewhere(
@@ -312,8 +326,8 @@ def _reasons(listing: Listing, rows: Iterable[Row], _: Callable[[str], str]) -> 
 
 
 def _messages_before(listing: Listing, counts: Counts) -> int:
-    """Return the number of messages on the pages before this one: of a list without filters, as long as `counts` counts
-    so many; else as these pages have counted them."""
+    """Return the number of messages from the first one to the page's `before` or `down_to`: of a list without filters,
+    as long as `counts` counts so many; else as the pages have counted them."""
     if listing.is_filtered or counts.since is None:
         return listing.at
     return sum(counts.since.get(state, 0) for state in VIEWS[listing.view])

@@ -28,7 +28,6 @@ VIEWS: dict[str, tuple[State, ...]] = {
 SIZES = ("25", "50", "100")
 _SIZE = "25"
 RANKED_MAX = 300  # the newest messages that are put in order of the likeliest mistakes
-_TRAIL_MAX = 12  # pages that *Newer* leads back through; each takes 39 characters of the address, or a few more
 _NO_DELIVERY = DeliveryId(UUID(int=0), 0)
 _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
@@ -46,12 +45,12 @@ _LENGTHS = {  # the parameters, and the most characters of each
     "order": 8,
     "size": 3,
     "before": 42,
-    "trail": 49 * _TRAIL_MAX,
+    "down_to": 42,
     "at": 6,
     "skip": 4,
     "select": 8,
 }
-_OF_PAGE = ("before", "trail", "at", "skip", "select")  # the others stay the same on all pages of a list
+_OF_PAGE = ("before", "down_to", "at", "skip", "select")  # the others stay the same on all pages of a list
 _OF_FILTERS = ("q", "sender", "since", "until", "tier", "reason", "attachment", "mailbox", "like")
 
 
@@ -80,6 +79,10 @@ class Listing:
         kept = self.values if changes.keys() <= set(_OF_PAGE) else _without(self.values, *_OF_PAGE)
         values = {name: value for name, value in {**kept, **changes}.items() if value}
         return f"?{urlencode({name: values[name] for name in _LENGTHS if name in values})}" if values else ""
+
+    def first_page(self, select: str = "") -> str:
+        """Return the query string of the first page."""
+        return self.query(before="", down_to="", at="", skip="", select=select)
 
     def without_filters(self) -> str:
         """Return the query string of the same list without search and filters."""
@@ -125,45 +128,29 @@ class Listing:
         return cursor(self.get("before"))
 
     @property
+    def down_to(self) -> DeliveryId | None:
+        """The delivery with which the page ends, or the next newer one if it is not listed, if there is no `before`."""
+        return None if self.before else cursor(self.get("down_to"))
+
+    @property
     def skip(self) -> int:
         """The rows on the pages before this one, if `is_ranked`."""
         return _number(self.get("skip"))
 
     @property
     def at(self) -> int:
-        """The messages on the pages before this one, as these pages counted them, unless `is_ranked`."""
-        return _number(self.get("at")) if self.before else 0
+        """The messages from the first one to `before` or `down_to`, as the pages counted them, unless `is_ranked`."""
+        return _number(self.get("at")) if self.before or self.down_to else 0
 
-    def older(self, next: DeliveryId, at: int) -> str:
-        """Return the query string of the next page, which begins after ``at`` messages."""
-        here = (self.get("before") or "-") + (f"_{self.at}" if self.at else "")
-        trail = [*self._trail, here][-_TRAIL_MAX:]
-        return self.query(before=name_of(next), trail="~".join(trail), at=str(at), select="")
+    def older(self, before: DeliveryId, at: int) -> str:
+        """Return the query string of the page that begins after this delivery, the last one of ``at`` messages."""
+        return self.query(before=name_of(before), down_to="", at=str(at), select="")
 
-    @property
-    def newer(self) -> str | None:
-        """The query string of the page before, None if it is not known."""
-        if not self._trail:
-            return None
-        *trail, last = self._trail
-        before, _, at = last.partition("_")
-        return self.query(before="" if before == "-" else before, trail="~".join(trail), at=at, select="")
-
-    @property
-    def begins(self) -> list[DeliveryId | None]:
-        """The deliveries after which this page and the known pages before it begin, this page first; None: the first
-        page."""
-        return [self.before, *(cursor(each.partition("_")[0]) for each in reversed(self._trail))]
-
-    @property
-    def _trail(self) -> list[str]:
-        """The pages before this one: each as its cursor, "-" for the first one, and after a "_" its `at`."""
-        found = (each.partition("_") for each in self.get("trail").split("~"))
-        return [
-            f"{before}{_}{at}"
-            for before, _, at in found
-            if (before == "-" or cursor(before)) and (not at or _NUMBER.fullmatch(at))
-        ]
+    def newer(self, down_to: DeliveryId, at: int) -> str:
+        """Return the query string of the page that ends with this delivery, the last one of ``at`` messages."""
+        if 0 < at <= self.size:
+            return self.first_page()
+        return self.query(before="", down_to=name_of(down_to), at=str(at or ""), select="")
 
     def filter(self, zone: ZoneInfo) -> Filter:
         """Return the criteria besides states, words and recipients. Days are those of this time zone."""

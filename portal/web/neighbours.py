@@ -6,7 +6,7 @@ and a neighbour that was released or deleted in the meantime is skipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from urllib.parse import urlencode
 
@@ -14,7 +14,6 @@ from bottle import HTTPResponse
 
 from portal.model.message import Delivery, DeliveryId
 from portal.model.ranking import ranked
-from portal.stores.records import Page
 from portal.stores.senders import known_senders
 from portal.web.auth.session import Sessions
 from portal.web.listing import RANKED_MAX, Listing, name_of
@@ -33,10 +32,7 @@ class Neighbours:
         self._store = pages.parts.store
 
     def go(self, request: Request, id: str, way: str) -> HTTPResponse:
-        """GET /messages/ID/WAY: redirect (303) to the next or previous message, or to the list if there is none.
-
-        A message that is too far from the page of the list that the reader came from leads to the list as well.
-        """
+        """GET /messages/ID/WAY: redirect (303) to the next or previous message, or to the list if there is none."""
         session = self._sessions.of(request)
         delivery = self._messages.delivery(session.recipient, id)
         listing = Listing.of_query(request.query("list"))
@@ -52,44 +48,19 @@ class Neighbours:
     ) -> DeliveryId | None:
         reader = self._pages.parts.people.reader(recipient)
         criteria = listing.criteria(self._pages.viewer(request, recipient).zone)
-        wanted = listing.reader(reader)
-
-        def search(limit: int, before: DeliveryId | None = None) -> Page:
-            return self._store.deliveries.matching(wanted, criteria, limit, before)
-
+        wanted, matching = listing.reader(reader), self._store.deliveries.matching
         if listing.is_ranked:
-            others = [each for each in search(RANKED_MAX).deliveries if each.key != delivery.key]
+            others = [each for each in matching(wanted, criteria, RANKED_MAX).deliveries if each.key != delivery.key]
             # The message itself may have been acted on: its place is the one that it would have.
             groups = ranked([*others, delivery], known_senders(self._store, [reader]).get(reader.identity, ()))
             order = list(chain.from_iterable((group.newest.key, *(o.key for o in group.others)) for group in groups))
             return _beside(order, delivery.key, way)
-        return beside(delivery.key, way, search, listing.begins)
-
-
-def beside(
-    key: DeliveryId,
-    way: str,
-    search: Callable[[int, DeliveryId | None], Page],
-    begins: Sequence[DeliveryId | None],
-) -> DeliveryId | None:
-    """Return the next or previous delivery in a list whose newest is first; None if there is none or it is not found.
-
-    ``search`` returns so many deliveries of the list, from its beginning or after one. It goes from newer to older ones
-    only. So the previous delivery is among those between the begin of a page and this one: the last of them.
-    ``begins``: after which deliveries the reader's page and the pages before it begin, this page first. The previous
-    delivery of a page's first one is on the page before.
-    """
-    if way == "next":
-        page = search(1, key)
+        id, number = key = delivery.key
+        if way == "next":
+            page = matching(wanted, criteria, 1, key)
+        else:
+            page = matching(wanted, criteria, 1, down_to=DeliveryId(id, number + 1))
         return page.deliveries[0].key if page.deliveries else None
-    above = [begin for begin in begins if begin is None or begin > key]
-    for begin in [*above, None][:2]:
-        page = search(RANKED_MAX, begin)
-        is_reached = page.next <= key if page.next is not None else not page.is_cut
-        newer = [each.key for each in page.deliveries if each.key > key]
-        if not is_reached or newer or begin is None:
-            return newer[-1] if is_reached and newer else None
-    return None
 
 
 def _beside(order: Sequence[DeliveryId], key: DeliveryId, way: str) -> DeliveryId | None:

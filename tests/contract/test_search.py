@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -407,6 +408,50 @@ def test_pages_continue_within_a_millisecond_in_which_many_were_held(store: Stor
 # ---- searches of recipients
 
 
+@pytest.mark.parametrize("at_once", [500, 3], ids=["", "in small steps"])
+def test_a_recipient_pages_back_to_the_first_page(store: Store, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """From any delivery, also one that does not match any more, within a message and within a millisecond."""
+    for number in range(24):
+        recipients = ([ALICE, SALES], [ALICE, BOB], [SALES], [ALICE])[number % 4]
+        at = now() - (3 - number // 8) * DAY  # eight at about the same time
+        data = mail()
+        sender = "The Shop <x@example.net>" if number % 3 else "Other <y@example.com>"
+        message = export(data, subject=f"invoice {number}", recipients=recipients, header_from=sender)
+        store.messages.add(message, body(data), Tier.SPAM, (), at=at.replace(microsecond=0) if number % 2 else at)
+    reader, wanted = Reader(ALICE, (ALICE, SALES)), Filter(states=frozenset({State.HELD}))
+    deleted = store.deliveries.matching(reader, wanted, 100).deliveries[13]
+    store.deliveries.move(deleted.key, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
+    monkeypatch.setattr(search, "NEWEST_MAX", at_once)
+    monkeypatch.setattr(search, "EXAMINED_MAX", 3 * at_once)
+    monkeypatch.setattr("portal.stores.postgres.search.BATCH", at_once)
+    since = deleted.message.held_at
+    for each in (
+        wanted,
+        Filter(states=frozenset(State), words="invoice"),
+        replace(wanted, words="invoice", sender="hop"),
+        replace(wanted, sender="hop"),
+        replace(wanted, words="invo", since=since),
+        replace(wanted, until=since + DAY / 24),
+        replace(wanted, like=deleted.key),
+        replace(wanted, words="absent"),
+    ):
+        for of in (reader, Reader(ALICE)):
+            forward = [d.key for d in every_page(partial(store.deliveries.matching, of, each, 5))]
+            assert forward or of != reader or each.words == "absent"
+            for number, key in [*list(enumerate(forward))[::-4], (13, deleted.key)]:
+                is_in = key in forward
+                left = forward[: number + 1] if is_in else [one for one in forward if one > key]
+                back, down_to = list[DeliveryId](), key
+                while True:
+                    page = store.deliveries.matching(of, each, 5, down_to=down_to)
+                    back[:0] = [d.key for d in page.deliveries]
+                    if page.next is None:
+                        break
+                    assert page.next > down_to
+                    down_to = page.next
+                assert back == left, each
+
+
 def test_a_recipient_finds_only_their_own_mail(store: Store) -> None:
     both = hold(store, subject="invoice one").id
     hold(store, subject="invoice two", recipients=[BOB])
@@ -552,6 +597,9 @@ def test_the_file_store_uses_its_index_and_sorts_a_batch_at_most(
             connection.set_trace_callback(statements.append)
         page = store.deliveries.search(wanted, 3)
         store.deliveries.search(wanted, 3, page.next)
+        if wanted.recipient and page.next:
+            reader = Reader(wanted.recipient, (wanted.recipient, *wanted.also))
+            store.deliveries.matching(reader, wanted, 3, down_to=page.next)
         connection.set_trace_callback(None)
         plans = []
         for statement in statements:

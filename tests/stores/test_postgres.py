@@ -54,7 +54,7 @@ from tests.paths import DATA
 DAY = timedelta(days=1)
 TABLES = ("body_chunk", "delivery", "event", "message")
 FUNCTION = re.compile(
-    r"\b(deliveries_of|newest_with|search_of|near_duplicates|unannounced|senders_released_to|mark_announced)\("
+    r"\b(deliveries_of|first_with|search_of|near_duplicates|unannounced|senders_released_to|mark_announced)\("
 )
 
 
@@ -94,7 +94,7 @@ def partitions(admin: psycopg.Connection[Any], table: str) -> list[str]:
 
 # ---- plans
 
-IN_NEWEST = "select * from deliveries_of(%s::text[], %s::text[], %s, %s, %s, %s)"
+IN_FIRST = "select * from deliveries_of(%s::text[], %s::text[], %s, %s, %s, %s, %s, %s)"
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def plans(
 
     def explain(call: Callable[[], Any]) -> list[str]:
         queries = queries_of(monkeypatch, call)
-        # `newest_with` calls `deliveries_of`.
-        called = [(IN_NEWEST, params[1:]) for query, params in queries if " newest_with(" in query]
+        # `first_with` calls `deliveries_of`.
+        called = [(IN_FIRST, params[1:]) for query, params in queries if " first_with(" in query]
         return [plan_of(admin, query, params) for query, params in [*called, *queries]]
 
     return explain
@@ -151,7 +151,9 @@ def plan_of(admin: psycopg.Connection[Any], query: str, params: Any) -> str:
                 [function[1]],
             ).fetchall()[0]
             (statement, *others) = re.findall(r"(?:return query|begin)\s+((?:select|update) .*?);", source, re.DOTALL)
-            if others and params[2] is not None:  # unannounced: with readers
+            if others and function[1] == "unannounced" and params[2] is not None:  # with readers
+                (statement,) = others
+            if function[1] == "deliveries_of" and not params[-2]:  # newest first
                 (statement,) = others
             for n, name in enumerate(names[: len(types)], 1):
                 statement = re.sub(rf"\b{name}\b(?! =)", f"${n}", statement)
@@ -172,10 +174,9 @@ def assert_indexed(plan: str) -> None:
 
 def test_a_list_reads_only_the_days_that_fill_its_page(plans: Any, store: PostgresStore) -> None:
     first = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20)
-    for before in (None, first.next):
-        deliveries, messages = plans(
-            lambda before=before: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20, before)
-        )
+    held = Filter(states=frozenset({State.HELD}))
+    for place in ({}, {"before": first.next}, {"down_to": DeliveryId(first_id(midnight(-3)), 0)}):
+        deliveries, messages = plans(lambda place=place: store.deliveries.matching(Reader(ALICE), held, 20, **place))
         for plan in (deliveries, messages):
             assert_indexed(plan)
         assert deliveries.count("Sort Key") == 1, "only the page is sorted"
@@ -236,8 +237,9 @@ def test_a_list_of_several_identities_reads_a_range_of_the_index_of_each(
     plans: Any, store: PostgresStore, reader: Reader
 ) -> None:
     first = store.deliveries.list_for(reader, {State.HELD}, 20)
-    for before in (None, first.next):
-        deliveries, messages = plans(lambda before=before: store.deliveries.list_for(reader, {State.HELD}, 20, before))
+    held = Filter(states=frozenset({State.HELD}))
+    for place in ({}, {"before": first.next}, {"down_to": DeliveryId(first_id(midnight(-3)), 0)}):
+        deliveries, messages = plans(lambda place=place: store.deliveries.matching(reader, held, 20, **place))
         assert_indexed(deliveries)
         assert_indexed(messages)
         assert "Merge Append" not in deliveries, deliveries
@@ -306,7 +308,7 @@ def test_statements_over_all_partitions_are_planned_once(
                 "the call is planned, but not the statement in the function"
             )
     assert seen == {
-        "newest_with",
+        "first_with",
         "search_of",
         "near_duplicates",
         "unannounced",

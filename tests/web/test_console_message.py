@@ -166,7 +166,7 @@ def test_previous_and_next_follow_the_search(site: Site) -> None:
 
 
 def test_previous_is_found_from_a_later_page_of_the_search(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("portal.web.neighbours.RANKED_MAX", 4)
+    monkeypatch.setattr("portal.web.console_message._PREVIOUS_MAX", 4)
     held = [site.hold(recipients=(ALICE,), subject=f"Number {number}") for number in range(10)]
     browser = staff(site)
     path = f"/admin/?recipient={ALICE}&before={held[4].id}.0"

@@ -44,6 +44,15 @@ def page_after(browser: Browser, page: str, rel: str) -> str:
     return browser.get(html.unescape(found[1])).text if found else ""
 
 
+def link(page: str, rel: str) -> str:
+    [found] = re.findall(rf'href="([^"]*)" rel="{rel}"', page)
+    return html.unescape(found)
+
+
+def shown(page: str) -> list[str]:
+    return re.findall(r'<li id="m-([^"]*)"', page)
+
+
 def walk(browser: Browser, path: str, rel: str = "next") -> list[str]:
     """Return the position of this page and of all that follow."""
     page, found = browser.get(path).text, []
@@ -102,6 +111,40 @@ def test_a_search_does_not_say_how_many_there_are_before_it_knows(site: Site, qu
     assert walk(browser, f"/{query}&select=matching")[0] == "1–25 of 60"
 
 
+@pytest.mark.parametrize("query", ["", "?q=offer"])
+def test_newer_leads_back_from_any_page_to_the_first_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    """Also from a bookmark, and when messages were held or deleted in the meantime."""
+    monkeypatch.setattr("portal.web.listing._SIZE", "2")
+    helds = fill(site, 31)
+    browser = site.signed_in(ALICE)
+    page, pages = browser.get(f"/{query}").text, list[str]()
+    while page:
+        pages.append(page)
+        page = page_after(browser, page, "next")
+    assert len(pages) == 16
+    bookmark = link(pages[-1], "prev")
+    page, back = browser.get(bookmark).text, [pages[-1]]
+    assert len(bookmark) < 100
+    while page:
+        back.insert(0, page)
+        page = page_after(browser, page, "prev")
+    assert [shown(each) for each in back] == [shown(each) for each in pages]
+    assert [position(each).split(" ")[0] for each in back] == [position(each).split(" ")[0] for each in pages]
+    assert link(pages[1], "prev") == f"/quarantine/{query}"
+    for key in helds[2:]:
+        site.parts.actions.delete(*key, BY_LINK)
+    answer = browser.get(bookmark)
+    assert (answer.status, answer.header("Location")) == (303, f"/quarantine/{query}"), "nothing is newer than the page"
+    late = fill(site, 2)
+    page = browser.get(bookmark).text
+    assert shown(page) == [f"{id}.0" for id, _ in (late[0], helds[1])]
+    answer = browser.get(link(page, "prev"))
+    first = answer if answer.status == 200 else browser.follow(answer, "/")
+    assert shown(first.text) == [f"{id}.0" for id, _ in late[::-1]]
+
+
 def test_a_large_mailbox_has_more_messages_than_are_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox, "_COUNTED", 40)
     fill(site, 110)
@@ -121,7 +164,7 @@ def test_the_position_in_several_mailboxes(make_parts: MakeParts, tmp_path: Path
     assert walk(site.signed_in(BOB), "/") == ["1–25 of 40", "26–40 of 40"]
 
 
-@pytest.mark.parametrize("odd", ["at=x", "at=-3", "at=99999999", "at=7", "trail=-_x~x_7~-_7", "trail=" + "-~" * 400])
+@pytest.mark.parametrize("odd", ["at=x", "at=-3", "at=99999999", "at=7", "down_to=x", "down_to=" + "-" * 400])
 def test_addresses_with_odd_positions_show_the_list(site: Site, odd: str) -> None:
     fill(site, 60)
     assert position(site.signed_in(ALICE).get(f"/?{odd}").text) == "1–25 of 60"

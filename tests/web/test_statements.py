@@ -36,6 +36,7 @@ SEARCHES = (
     *("?sender=hop", "?attachment=1", "?reason=absent", "?q=offer&order=likely", "?q=%22offer+absent%22"),
 )
 SIMILAR = ("?like=ID", "?like=ID&select=matching", "?like=ID&order=likely", "?like=ID&q=absent&attachment=1")
+NEWER = ("?down_to=ID&q=offer&sender=romo",)
 INFO = "info@example.org"
 FEW = 5
 MESSAGES = ("", "formatted", "headers", "source", "html", "sender", "download")
@@ -83,7 +84,7 @@ def test_searches_of_a_large_mailbox_take_few_statements(
 
 
 @pytest.mark.parametrize("acted", [1, 3])
-@pytest.mark.parametrize("path", [*LISTS, *SEARCHES, *SIMILAR])
+@pytest.mark.parametrize("path", [*LISTS, *SEARCHES, *SIMILAR, *NEWER])
 def test_lists_with_the_result_of_an_act_take_few_statements(
     statements: Statements, make_parts: Callable[..., Parts], tmp_path: Path, path: str, acted: int
 ) -> None:
@@ -118,7 +119,7 @@ def test_results_above_a_list_of_a_large_mailbox_take_few_statements(
     held = [site.hold(subject=f"Offer {number * 7919}", recipients=[INFO]) for number in range(260)]
     browser, bob = site.signed_in(ALICE), site.signed_in(BOB)
     browser.get("/?tier=spam")  # the file store reads the list of its tables again when there are new ones
-    for number, path in enumerate((*SEARCHES, *SIMILAR)):
+    for number, path in enumerate((*SEARCHES, *SIMILAR, *NEWER)):
         chosen = held[3 * number : 3 * number + 3]
         bob.post(f"/messages/{chosen[0].id}.0/delete", {"form_token": bob.form_token()})
         form = {"form_token": browser.form_token(), "from": "list", "do": "release"}

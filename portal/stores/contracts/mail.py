@@ -148,8 +148,20 @@ class Deliveries(ABC):
         """Return this reader's deliveries in any of ``states``, newest message first."""
 
     @abstractmethod
-    def matching(self, reader: Reader, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
-        """Return this reader's deliveries that match, as `search` does. The recipients of ``wanted`` are ignored."""
+    def matching(
+        self,
+        reader: Reader,
+        wanted: Filter,
+        limit: int,
+        before: DeliveryId | None = None,
+        *,
+        down_to: DeliveryId | None = None,
+    ) -> Page:
+        """Return this reader's deliveries that match, as `search` does. The recipients of ``wanted`` are ignored.
+
+        With ``down_to`` the page ends with this delivery or, if it does not match, the next newer one. It is still
+        newest first, and its ``next`` is the ``down_to`` of the page before it; None: there are no newer ones.
+        """
 
     @abstractmethod
     def near_duplicates(self, delivery: Delivery) -> Page:

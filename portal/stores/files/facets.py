@@ -78,7 +78,7 @@ class FileFacets(SqlFacets):
         if before is not None:
             begin = word_index.millisecond(word_index.key(before.message_id))
             is_begin = before.message_id == word_index.first_id_of(begin)  # all of the millisecond was examined
-            below = min(below, begin if is_begin else word_index.after_millisecond(before.message_id))
+            below = min(below, begin if is_begin else word_index.next_millisecond(begin))
         where, values = conditions(wanted, before)
         select = f"SELECT {columns(wanted)} FROM {' AND '.join([_BY_INDEX, *where])} {_NEWEST_FIRST}"
         for rowids in word_index.find(connection_of(session), terms, since, below, min(at_once, _ROWIDS_MAX)):

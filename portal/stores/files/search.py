@@ -12,21 +12,20 @@ from itertools import groupby, islice
 from typing import Any
 from uuid import UUID
 
-from portal.model.message import Delivery, DeliveryId, Filter, State, first_id
+from portal.model.message import Delivery, DeliveryId, Filter, State
 from portal.model.ranking import Likeness
 from portal.stores import search
 from portal.stores.files import word_index
 from portal.stores.files.database import Database
 from portal.stores.files.rows import NO_DELIVERY, SELECT, iterate, iterate_with, placed_from
 from portal.stores.records import Page
+from portal.stores.span import Span
 
-_NEWEST_FIRST = " ORDER BY d.message_id DESC, d.number DESC LIMIT ?"
+_ORDERS = (" ORDER BY d.message_id DESC, d.number DESC LIMIT ?", " ORDER BY d.message_id, d.number LIMIT ?")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def find_page(
-    database: Database, catalog: word_index.Catalog, wanted: Filter, limit: int, before: DeliveryId | None
-) -> Page:
+def find_page(database: Database, catalog: word_index.Catalog, wanted: Filter, limit: int, span: Span) -> Page:
     """See `Deliveries.search`. Mail whose file is missing is listed until the next purge."""
     terms = search.wanted_terms(wanted)
     if terms is None:
@@ -34,9 +33,9 @@ def find_page(
     # The connection outlives the generator, since one that is left by an exception is not used again.
     with (
         database.read() as connection,
-        closing(_batches(connection, catalog, wanted, terms, limit, before)) as batches,
+        closing(_batches(connection, catalog, wanted, terms, limit, span)) as batches,
     ):
-        return search.gather(wanted, limit, batches)
+        return search.gather(wanted, limit, span, batches)
 
 
 def _batches(
@@ -45,18 +44,19 @@ def _batches(
     wanted: Filter,
     terms: search.Terms,
     limit: int,
-    before: DeliveryId | None,
+    span: Span,
 ) -> Generator[search.Batch]:
     with _snapshot(connection):
         if not terms:
             needs_filtering = search.needs_filtering(wanted)
-            yield from _by_key(connection, wanted, search.EXAMINED_MAX if needs_filtering else limit + 1, before)
+            yield from _by_key(connection, wanted, search.EXAMINED_MAX if needs_filtering else limit + 1, span)
             return
         if search.begins_with_newest(wanted):
-            before = yield from _among_newest(connection, wanted, terms, before)
-            if before is None:
+            left = yield from _among_first(connection, wanted, terms, span)
+            if left is None:
                 return
-        yield from _by_terms(connection, catalog.indexes(connection), wanted, terms, before)
+            span = left
+        yield from _by_terms(connection, catalog.indexes(connection), wanted, terms, span)
 
 
 @contextmanager
@@ -95,32 +95,30 @@ _AT_ONCE = 64
 _OF_SEVERAL = "d.recipient IN (SELECT value FROM json_each(?))"
 
 
-def _by_key(
-    connection: sqlite3.Connection, wanted: Filter, limit: int, before: DeliveryId | None
-) -> Iterator[search.Batch]:
+def _by_key(connection: sqlite3.Connection, wanted: Filter, limit: int, span: Span) -> Iterator[search.Batch]:
     """Yield deliveries by key (keyset pagination), without the index of terms.
 
     SQLite reads rows when they are asked for, so that a page that is soon full reads hardly more than it shows.
     """
     if wanted.also:
-        keys, values = _newest_keys(wanted, limit, before)
+        keys, values = _first_keys(wanted, limit, span)
         query = f"{SELECT}FROM ({keys}) n {_OF_KEY}"
     else:
-        query, values = _newest(f"{SELECT}{{}}CROSS JOIN message m ON m.id = d.message_id ", wanted, limit, before)
+        query, values = _first(f"{SELECT}{{}}CROSS JOIN message m ON m.id = d.message_id ", wanted, limit, span)
     found = iterate(connection.execute(query, values))
     while deliveries := list(islice(found, _AT_ONCE)):
-        yield deliveries, deliveries[-1].key, len(deliveries)
+        yield deliveries, span.after(deliveries[-1].key).cursor, len(deliveries)
 
 
-def _among_newest(
-    connection: sqlite3.Connection, wanted: Filter, terms: search.Terms, before: DeliveryId | None
-) -> Generator[search.Batch, None, DeliveryId | None]:
-    """Yield a recipient's newest deliveries that have the words of these terms, as the index finds them.
+def _among_first(
+    connection: sqlite3.Connection, wanted: Filter, terms: search.Terms, span: Span
+) -> Generator[search.Batch, None, Span | None]:
+    """Yield those of a recipient's first deliveries that have the words of these terms, as the index finds them.
 
-    Return the key below which deliveries were not examined, None if there are none. Deliveries without the words never
+    Return the span of the deliveries that were not examined, None if there are none. Deliveries without the words never
     reach Python.
     """
-    keys, values = _newest_keys(wanted, search.NEWEST_MAX, before)
+    keys, values = _first_keys(wanted, search.NEWEST_MAX, span)
     has_words = "has_words(?, m.subject, m.envelope_sender, m.header_from, m.attachments)"
     found = connection.execute(
         f"{SELECT.rstrip()}, n.message_id, n.number FROM ({keys}) n {_OF_KEY} WHERE {has_words} "
@@ -132,10 +130,10 @@ def _among_newest(
         ),
     )
     for delivery, (id, number) in iterate_with(found, 2):
-        key = DeliveryId(UUID(bytes=id), number)
+        left = span.after(DeliveryId(UUID(bytes=id), number))
         if delivery is None:
-            return key
-        yield (delivery,), key, 1
+            return left
+        yield (delivery,), left.cursor, 1
     return None
 
 
@@ -144,18 +142,15 @@ def _by_terms(
     indexes: Sequence[word_index.Index],
     wanted: Filter,
     terms: search.Terms,
-    before: DeliveryId | None,
+    span: Span,
 ) -> Iterator[search.Batch]:
     """Yield deliveries of the messages that the index of terms finds, and for the others only that they were found."""
-    where, values = _conditions(wanted)
-    since = word_index.key(first_id(wanted.since)) if wanted.since else 0
-    below = word_index.key(first_id(wanted.until)) if wanted.until else word_index.KEY_MAX
-    if before is not None:
-        # Include the whole millisecond of ``before``: it can have more deliveries of that message, and older messages
-        # with greater rowids, since their keys were taken.
-        below = min(below, word_index.after_millisecond(before[0]))
-    hits, keys = word_index.hits(indexes, terms, since, below)
-    where, values = _before(where, values, before)
+    # Both with their whole milliseconds: these can have more deliveries of the message, and messages with rowids in
+    # another order, since their keys were taken.
+    since = word_index.millisecond(word_index.key(span.low.message_id)) if span.low else 0
+    below = word_index.next_millisecond(word_index.key(span.high.message_id)) if span.high else word_index.KEY_MAX
+    hits, keys = word_index.hits(indexes, terms, since, below, oldest_first=span.oldest_first)
+    where, values = _within(span, *_conditions(wanted))
     found = connection.execute(
         f"{SELECT.rstrip()}, h.key FROM ({hits}) h LEFT JOIN message m ON m.rowid = h.key "
         f"LEFT JOIN delivery d ON {' AND '.join(['d.message_id = m.id', *where])}",
@@ -167,23 +162,24 @@ def _by_terms(
         for delivery, (rowid,) in rows:
             examined.add(rowid)
             deliveries += [delivery] if delivery else []
-        deliveries.sort(key=lambda delivery: delivery.key, reverse=True)
-        yield deliveries, DeliveryId(word_index.first_id_of(millisecond), 0), len(examined)
+        deliveries.sort(key=lambda delivery: delivery.key, reverse=not span.oldest_first)
+        end = word_index.next_millisecond(millisecond) if span.oldest_first else millisecond
+        yield deliveries, DeliveryId(word_index.first_id_of(end), 0), len(examined)
 
 
 def candidates(
     connection: sqlite3.Connection,
     likeness: Likeness,
     wanted: Filter,
-    before: DeliveryId | None,
+    span: Span,
     examined: int,
     at_most: int,
 ) -> list[tuple[Delivery, int]]:
     """See `search.Candidates`."""
-    newest, values = _newest_keys(replace(wanted, recipient=likeness.recipient, also=()), examined, before)
+    first, values = _first_keys(replace(wanted, recipient=likeness.recipient, also=()), examined, span)
     found = connection.execute(
-        f"WITH newest AS MATERIALIZED ({newest}), "
-        "placed AS (SELECT message_id, number, row_number() OVER () AS place FROM newest), "
+        f"WITH first AS MATERIALIZED ({first}), "
+        "placed AS (SELECT message_id, number, row_number() OVER () AS place FROM first), "
         # Found before their columns are read, so that no long rows are sorted.
         "found AS MATERIALIZED (SELECT p.message_id, p.number, p.place FROM placed p "
         "CROSS JOIN message m ON m.id = p.message_id "
@@ -196,42 +192,41 @@ def candidates(
     return placed_from(found)
 
 
-def _before(where: list[str], values: list[Any], before: DeliveryId | None) -> tuple[list[str], list[Any]]:
-    if before is None:
-        return where, values
-    return [*where, "(d.message_id, d.number) < (?, ?)"], [*values, before[0].bytes, before[1]]
+def _within(span: Span, where: list[str], values: list[Any]) -> tuple[list[str], list[Any]]:
+    """Add the conditions for the deliveries of a span."""
+    if span.low is not None:
+        where, values = [*where, "(d.message_id, d.number) >= (?, ?)"], [*values, span.low[0].bytes, span.low[1]]
+    if span.high is not None:
+        where, values = [*where, "(d.message_id, d.number) < (?, ?)"], [*values, span.high[0].bytes, span.high[1]]
+    return where, values
 
 
-def _newest_keys(wanted: Filter, limit: int, before: DeliveryId | None) -> tuple[str, list[Any]]:
-    """Return SQL for the newest keys that match, newest first, at most ``limit``, and its parameters."""
-    return _newest("SELECT d.message_id, d.number {}", wanted, limit, before)
+def _first_keys(wanted: Filter, limit: int, span: Span) -> tuple[str, list[Any]]:
+    """Return SQL for the first keys of a span that match, in its direction, at most ``limit``, and its parameters."""
+    return _first("SELECT d.message_id, d.number {}", wanted, limit, span)
 
 
-def _newest(select: str, wanted: Filter, limit: int, before: DeliveryId | None) -> tuple[str, list[Any]]:
+def _first(select: str, wanted: Filter, limit: int, span: Span) -> tuple[str, list[Any]]:
     """Return SQL likewise, with these columns; ``{}`` is replaced with the source of the deliveries ``d``."""
     where, values = _conditions(wanted)
+    order = _ORDERS[span.oldest_first]
     source = "FROM delivery d "
     if wanted.recipient is None and wanted.states and wanted.states <= {State.REQUESTED, State.RELEASING}:
         where.append("d.state IN ('requested', 'releasing')")  # the condition of the small partial index
     elif wanted.recipient is None and wanted.states and State.HELD not in wanted.states:
         source = "FROM delivery d INDEXED BY delivery_acted "
         where.append("d.state <> 'held'")
-    if wanted.since is not None:
-        where.append("d.message_id >= ?")
-        values.append(first_id(wanted.since).bytes)
-    if wanted.until is not None:
-        where.append("d.message_id < ?")
-        values.append(first_id(wanted.until).bytes)
-    where, values = _before(where, values, before)
+    where, values = _within(span, where, values)
     if not wanted.also:
-        return f"{select.format(source)}WHERE {' AND '.join(where)}{_NEWEST_FIRST}", [*values, limit]
-    # The index is read from each recipient's newest delivery to the last one that can be on the page, for each of any
+        return f"{select.format(source)}WHERE {' AND '.join(where)}{order}", [*values, limit]
+    # The index is read from each recipient's first delivery to the last one that can be on the page, for each of any
     # number of recipients. For a condition with a list SQLite would read all their deliveries.
     recipients, *values = values
     of_one = " AND ".join(["d.recipient = r.value", *where[1:]])
-    last = f"SELECT e.message_id FROM delivery e WHERE {of_one}{_NEWEST_FIRST} OFFSET ?".replace("d.", "e.")
-    source = f"FROM json_each(?) r CROSS JOIN delivery d ON {of_one} AND d.message_id >= coalesce(({last}), x'') "
-    return f"{select.format(source)}{_NEWEST_FIRST}", [recipients, *values, *values, 1, limit - 1, limit]
+    last = f"SELECT e.message_id FROM delivery e WHERE {of_one}{order} OFFSET ?".replace("d.", "e.")
+    reach = f"<= coalesce(({last}), x'ff')" if span.oldest_first else f">= coalesce(({last}), x'')"
+    source = f"FROM json_each(?) r CROSS JOIN delivery d ON {of_one} AND d.message_id {reach} "
+    return f"{select.format(source)}{order}", [recipients, *values, *values, 1, limit - 1, limit]
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:

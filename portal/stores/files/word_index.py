@@ -63,9 +63,9 @@ def millisecond(rowid: int) -> int:
     return rowid // _MILLISECOND * _MILLISECOND
 
 
-def after_millisecond(message_id: UUID) -> int:
+def next_millisecond(rowid: int) -> int:
     """Return a key greater than those of all messages that were held in the same millisecond."""
-    return min(millisecond(key(message_id)) + _MILLISECOND, KEY_MAX)
+    return min(millisecond(rowid) + _MILLISECOND, KEY_MAX)
 
 
 def first_id_of(rowid: int) -> UUID:
@@ -142,15 +142,18 @@ class Catalog:
         return self._known[1]
 
 
-def hits(existing: Sequence[Index], wanted: Terms, since: int, below: int) -> tuple[str, list[Any]]:
-    """Return SQL for the rowids ``key`` of the messages with these terms, in [since, below), newest first, and its
+def hits(
+    existing: Sequence[Index], wanted: Terms, since: int, below: int, *, oldest_first: bool
+) -> tuple[str, list[Any]]:
+    """Return SQL for the rowids ``key`` of the messages with these terms, in [since, below), in order, and its
     parameters, which are ?1 to ?4.
 
-    SQLite reads a rowid when it is asked for, and an index when those of newer days are read. Messages that wait for
-    being indexed are compared one by one. Within a millisecond the order of rowids can differ from that of ids, since a
-    message whose key was taken has the next free one.
+    SQLite reads a rowid when it is asked for, and an index when those of the days before are read. Messages that wait
+    for being indexed are compared one by one. Within a millisecond the order of rowids can differ from that of ids,
+    since a message whose key was taken has the next free one.
     """
     waiting = "SELECT key FROM unindexed WHERE key >= ?2 AND key < ?3 AND has_terms(?4, terms)"
+    order = f"ORDER BY key {'ASC' if oldest_first else 'DESC'}"
     parts, end = list[str](), KEY_MAX
     for index in reversed(existing):
         low, high = index.keys
@@ -160,11 +163,12 @@ def hits(existing: Sequence[Index], wanted: Terms, since: int, below: int) -> tu
             )
             # UNION, since a message that was indexed may wait again with more terms.
             parts += [
-                f"{waiting} AND key >= {high} AND key < {end} ORDER BY key DESC",
-                f"{between} UNION {waiting} AND key >= {low} AND key < {high} ORDER BY key DESC",
+                f"{waiting} AND key >= {high} AND key < {end} {order}",
+                f"{between} UNION {waiting} AND key >= {low} AND key < {high} {order}",
             ]
             end = low
-    parts.append(f"{waiting} AND key < {end} ORDER BY key DESC")
+    parts.append(f"{waiting} AND key < {end} {order}")
+    parts = parts[::-1] if oldest_first else parts
     match = " AND ".join(f"({' OR '.join(map(_quoted, group))})" for group in wanted)
     return " UNION ALL ".join(f"SELECT * FROM ({part} LIMIT -1)" for part in parts) + " LIMIT -1", [
         *(match, since, below, json.dumps(wanted))

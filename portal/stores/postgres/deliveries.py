@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from portal.model.message import Delivery, DeliveryId, Filter
+from portal.model.message import Delivery, Filter
 from portal.model.ranking import Likeness
 from portal.stores.postgres.database import Database
 from portal.stores.postgres.facets import PostgresFacets
@@ -16,6 +16,7 @@ from portal.stores.records import Page
 from portal.stores.shared.deliveries import SqlDeliveries
 from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.session import Row, Session
+from portal.stores.span import Span
 
 
 class PostgresDeliveries(SqlDeliveries):
@@ -26,21 +27,21 @@ class PostgresDeliveries(SqlDeliveries):
         self._database = database
         self._facets = facets
 
-    def _find_page(self, wanted: Filter, limit: int, before: DeliveryId | None) -> Page:
+    def _find_page(self, wanted: Filter, limit: int, span: Span) -> Page:
         if wanted.needs_facets:
-            return self._facets.page(wanted, limit, before)
-        return find_page(self._database, wanted, limit, before)
+            return self._facets.page(wanted, limit, span.high)
+        return find_page(self._database, wanted, limit, span)
 
     def _candidates(
         self,
         session: Session,
         likeness: Likeness,
         wanted: Filter,
-        before: DeliveryId | None,
+        span: Span,
         examined: int,
         at_most: int,
     ) -> Sequence[tuple[Delivery, int]]:
-        return candidates(connection_of(session), likeness, wanted, before, examined, at_most)
+        return candidates(connection_of(session), likeness, wanted, span, examined, at_most)
 
     def _counts(self, session: Session, identities: Sequence[str], **values: Any) -> Sequence[Row]:
         select = (

@@ -25,11 +25,12 @@ from portal.stores.records import Page
 from portal.stores.search import BATCH, Terms
 from portal.stores.shared.rows import DELIVERY
 from portal.stores.shared.session import Row
+from portal.stores.span import Span
 
 _CHAINED = 200  # alternatives in one chain of a tsquery
 LOWEST, HIGHEST = UUID(int=0), UUID(int=(1 << 128) - 1)
 _DELIVERY: LiteralString = ", ".join(DELIVERY)
-# Of rows of `newest_with` and `search_of`: the number of those examined, whether it is found, the id of its message,
+# Of rows of `first_with` and `search_of`: the number of those examined, whether it is found, the id of its message,
 # and what `rows.joined` takes.
 _FOUND: LiteralString = (
     "place, is_found, (d).message_id, " + ", ".join(f"(d).{column}" for column in DELIVERY) + ", " + rows.MESSAGE_OF
@@ -37,31 +38,29 @@ _FOUND: LiteralString = (
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
 
-def find_page(database: Database, wanted: Filter, limit: int, before: DeliveryId | None) -> Page:
+def find_page(database: Database, wanted: Filter, limit: int, span: Span) -> Page:
     """See `Deliveries.search`."""
     terms = search.wanted_terms(wanted)
     if terms is None:
         return Page((), None)
-    with database.transaction() as connection, closing(_batches(connection, wanted, terms, limit, before)) as batches:
-        return search.gather(wanted, limit, batches)
+    with database.transaction() as connection, closing(_batches(connection, wanted, terms, limit, span)) as batches:
+        return search.gather(wanted, limit, span, batches)
 
 
-def _batches(
-    connection: Connection, wanted: Filter, terms: Terms, limit: int, before: DeliveryId | None
-) -> Generator[search.Batch]:
+def _batches(connection: Connection, wanted: Filter, terms: Terms, limit: int, span: Span) -> Generator[search.Batch]:
     checked_here = search.needs_filtering(wanted) or search.needs_texts(wanted)
     at_most = BATCH if checked_here else limit + 1
     if wanted.recipient is not None:
         at_most = min(max(at_most, 10 * limit), search.EXAMINED_MAX) if checked_here else at_most
-        yield from _batches_of_reader(connection, wanted, terms, at_most, before)
+        yield from _batches_of_reader(connection, wanted, terms, at_most, span)
     elif terms:
-        yield from _batches_by_terms(connection, wanted, terms, before)
+        yield from _batches_by_terms(connection, wanted, terms, span.high)
     else:
-        yield from _batches_in_order(connection, wanted, at_most, before)
+        yield from _batches_in_order(connection, wanted, at_most, span.high)
 
 
 def _batches_of_reader(
-    connection: Connection, wanted: Filter, terms: Terms, at_most: int, before: DeliveryId | None
+    connection: Connection, wanted: Filter, terms: Terms, at_most: int, span: Span
 ) -> Iterator[search.Batch]:
     """Yield the deliveries of a recipient's search: ``at_most``, and then all others in one statement.
 
@@ -70,38 +69,42 @@ def _batches_of_reader(
     examined, more = 0, True
     while more and examined < search.EXAMINED_MAX:
         if terms:
-            found = _with_terms(connection, wanted, terms, before, examined, at_most)
+            found = _with_terms(connection, wanted, terms, span, examined, at_most)
             more = len(found) == at_most or (len(found) > 0 and not found[-1][1])
         else:
             found = connection.execute(
-                f"select {_FOUND} from newest_with(%s::tsquery, %s::text[], %s::text[], %s, %s, %s, %s)",
-                [None, *_of_reader(wanted, before, at_most)],
+                f"select {_FOUND} from first_with(%s::tsquery, %s::text[], %s::text[], %s, %s, %s, %s, %s, %s)",
+                [None, *_of_reader(wanted, span), at_most],
             ).fetchall()
             more = len(found) > 0 and found[-1][0] == at_most
         if found:
-            place, _, *last = found[-1][:4]
-            before = DeliveryId(*last)
-            yield (rows.joined(rows_of([row[3:]])[0]) for row in found if row[1]), before, place
+            place, is_found, *last = found[-1][:4]
+            # A search by terms examines messages, and ends with the last one if that is not found.
+            span = span.after(DeliveryId(*last)) if is_found or not terms else span.after_message(last[0])
+            yield (rows.joined(rows_of([row[3:]])[0]) for row in found if row[1]), span.cursor, place
             examined += place
         at_most = search.EXAMINED_MAX - examined
 
 
 def _with_terms(
-    connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None, examined: int, at_most: int
+    connection: Connection, wanted: Filter, terms: Terms, span: Span, examined: int, at_most: int
 ) -> list[Row]:
     """Return rows of `search_of` for a call that has examined so many messages or deliveries."""
     words = tuple(group for group in terms if not group[0].startswith("="))
-    newest = max(0, search.NEWEST_MAX - examined) if search.begins_with_newest(wanted) else 0
-    *reader, _ = _of_reader(wanted, before, at_most)
-    until = HIGHEST if wanted.until is None else first_id(wanted.until)
-    if before is not None:
-        until = min(until, UUID(int=before[0].int + 1))  # the page may end between two deliveries of a message
+    compared = max(0, search.NEWEST_MAX - examined) if search.begins_with_newest(wanted) else 0
     return connection.execute(
         f"select {_FOUND} from search_of(%s::tsquery, %s::tsquery, %s::text[], %s::text[],"
-        " %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        " %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         [
-            *(tsquery(terms), tsquery(words) if newest else None, *reader, until, first_id(datetime.now(UTC))),
-            *(newest, search.NEWEST_FIRST, BATCH, search.EXAMINED_MAX - examined, at_most),
+            *(tsquery(terms), tsquery(words) if compared else None, *_of_reader(wanted, span)),
+            *(
+                first_id(datetime.now(UTC)),
+                compared,
+                search.NEWEST_FIRST,
+                BATCH,
+                search.EXAMINED_MAX - examined,
+                at_most,
+            ),
         ],
     ).fetchall()
 
@@ -208,30 +211,27 @@ def _deliveries(
     return found, rows.with_messages(PostgresSession(connection), found)
 
 
-def _of_reader(wanted: Filter, before: DeliveryId | None, at_most: int) -> list[Any]:
-    """Return the parameters of `deliveries_of`. Forgotten deliveries are not listed."""
-    end = before or DeliveryId(HIGHEST, 0)
-    if wanted.until is not None:
-        end = min(end, DeliveryId(first_id(wanted.until), 0))
+def _of_reader(wanted: Filter, span: Span) -> list[Any]:
+    """Return the parameters of `deliveries_of` but the last one. Forgotten deliveries are not listed."""
     return [
         [text(identity) for identity in (wanted.recipient or "", *wanted.also)],
         sorted(state.value for state in wanted.states or frozenset(State) - {State.EXPIRED}),
-        LOWEST if wanted.since is None else first_id(wanted.since),
-        *end,
-        at_most,
+        *(span.low or DeliveryId(LOWEST, 0)),
+        *(span.high or DeliveryId(HIGHEST, 0)),
+        span.oldest_first,
     ]
 
 
 def candidates(
-    connection: Connection, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int, at_most: int
+    connection: Connection, likeness: Likeness, wanted: Filter, span: Span, examined: int, at_most: int
 ) -> list[tuple[Delivery, int]]:
     """See `search.Candidates`."""
     of_recipient = replace(wanted, recipient=likeness.recipient, also=())
     sha256, header_from, address = search.prefilter(likeness)
     found = connection.execute(
         f"select place, {_DELIVERY}, {rows.MESSAGE_OF}"
-        " from near_duplicates(%s::text[], %s::text[], %s, %s, %s, %s, %s, %s, %s, %s)",
-        [*_of_reader(of_recipient, before, examined), sha256, text(header_from), address, at_most],
+        " from near_duplicates(%s::text[], %s::text[], %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [*_of_reader(of_recipient, span), examined, sha256, text(header_from), address, at_most],
     )
     return [(rows.joined(row[1:]), row[0]) for row in rows_of(found.fetchall())]
 

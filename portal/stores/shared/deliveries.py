@@ -38,6 +38,7 @@ from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.patterns import of_domains
 from portal.stores.shared.rows import WHERE_KEY, Rows, events, history, make_unannounced
 from portal.stores.shared.session import Engine, Row, Session
+from portal.stores.span import Span
 
 log = logging.getLogger("quarantine.store")
 
@@ -91,16 +92,29 @@ class SqlDeliveries(Deliveries):
     ) -> Page:
         return self.matching(reader, Filter(states=frozenset(states)), limit, before) if states else Page((), None)
 
-    def matching(self, reader: Reader, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
-        return self.search(search.of_reader(reader, wanted), limit, before) if reader.identities else Page((), None)
+    def matching(
+        self,
+        reader: Reader,
+        wanted: Filter,
+        limit: int,
+        before: DeliveryId | None = None,
+        *,
+        down_to: DeliveryId | None = None,
+    ) -> Page:
+        if not reader.identities:
+            return Page((), None)
+        return self._page(search.of_reader(reader, wanted), limit, Span.of(wanted, before, down_to))
 
     def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
+        return self._page(wanted, limit, Span.of(wanted, before))
+
+    def _page(self, wanted: Filter, limit: int, span: Span) -> Page:
         if State.EXPIRED in wanted.states:  # forgotten: never listed
             wanted = replace(wanted, states=wanted.states - {State.EXPIRED})
             if not wanted.states:
                 return Page((), None)
         if wanted.like is None:
-            return self._find_page(wanted, limit, before)
+            return self._find_page(wanted, limit, span)
         terms = search.wanted_terms(wanted)
         if terms is None or wanted.needs_facets:  # which only `Facets` applies
             return Page((), None)
@@ -112,7 +126,7 @@ class SqlDeliveries(Deliveries):
                 return Page((), None)
             likeness = Likeness.of(found[0])
             candidates = partial(self._candidates, session, likeness, wanted)
-            return search.alike(likeness, wanted, limit, before, terms, candidates)
+            return search.alike(likeness, wanted, limit, span, terms, candidates)
 
     def near_duplicates(self, delivery: Delivery) -> Page:
         likeness, wanted = Likeness.of(delivery), Filter(states=frozenset({State.HELD}))
@@ -121,8 +135,8 @@ class SqlDeliveries(Deliveries):
         return Page(tuple(each for each in page.deliveries if each.key != delivery.key), page.next)
 
     @abstractmethod
-    def _find_page(self, wanted: Filter, limit: int, before: DeliveryId | None) -> Page:
-        """See `search`, for a filter without ``like``."""
+    def _find_page(self, wanted: Filter, limit: int, span: Span) -> Page:
+        """See `search`, for a filter without ``like``. A span that is read oldest first is of a recipient."""
 
     @abstractmethod
     def _candidates(
@@ -130,11 +144,11 @@ class SqlDeliveries(Deliveries):
         session: Session,
         likeness: Likeness,
         wanted: Filter,
-        before: DeliveryId | None,
+        span: Span,
         examined: int,
         at_most: int,
     ) -> Sequence[tuple[Delivery, int]]:
-        """See `search.Candidates`. Of ``wanted``, states and times restrict which deliveries are examined."""
+        """See `search.Candidates`. Of ``wanted``, states restrict which deliveries are examined."""
 
     def of_reader(self, reader: Reader, keys: Collection[DeliveryId]) -> Sequence[Delivery]:
         if not keys:
