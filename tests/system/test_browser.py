@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext
+from playwright.sync_api import Browser, BrowserContext, expect
 
 from digest import housekeeping
 from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.message import Actor, ActorKind, EventKind, Filter, Scan, ScanOutcome, State, Symbol, Tier
 from tests.builders import ALICE, BOB, digesting, rule
+from tests.system.accessibility import nodes, unclear
 from tests.system.local_site import LocalSite, local_site, sign_in
 from tests.web_client import Site
 
@@ -399,6 +400,61 @@ def test_the_list_is_read_out_by_headings_and_names(site: Site, steered: Browser
         "one => document.getElementById(one.getAttribute('aria-describedby').split(' ')[0]).innerText"
     )
     assert "orders@kontor.example" in text
+
+
+def test_a_message_is_read_out_with_its_warnings(site: LocalSite, steered: Browser) -> None:
+    html = b"--b\r\nContent-Type: text/html\r\n\r\n<h1>Offers</h1><p>Read <a href=https://x.example>this</a>"
+    attached = b"--b\r\nContent-Type: %s\r\nContent-Disposition: attachment; filename=%s\r\n\r\nx"
+    program, letter = (
+        attached % each for each in ((b"application/x-dosexec", b"letter.pdf.exe"), (b"text/plain", b"a.txt"))
+    )
+    parts = b"Content-Type: multipart/mixed; boundary=b", b"", html, program, letter, b"--b--", b""
+    subject = "Your order 4711"
+    held = site.hold(recipients=[ALICE], subject=subject, data=b"\r\n".join(parts))
+    site.store.messages.record_scan(held.id, Scan(ScanOutcome.CLEAN, site.now), Tier.SPAM, site.now)
+    virus = site.hold(Tier.DANGEROUS, recipients=[ALICE], subject=subject)
+    page, base = signed_in(site, steered).new_page(), site.parts.settings.public_url
+    for path, acts in (
+        (f"{held.id}/", ("Release", "Delete")),
+        (f"{held.id}/formatted", ("Release", "Delete")),
+        (f"{virus.id}/", ("Request release", "Delete")),
+    ):
+        page.goto(f"{base}/messages/{path}")
+        assert unclear(page) == []
+        headings = [(node.level, node.name) for node in nodes(page) if node.role == "heading"]
+        assert headings[0] == (1, subject) and "Why this message was held" in headings[-1]
+        for act in acts:
+            expect(page.get_by_role("button", name=f"{act} : {subject}", exact=True)).to_have_count(1)
+        for frame in page.locator("iframe").all():
+            expect(frame).to_have_accessible_name("The message as its sender formatted it")
+    page.goto(f"{base}/messages/{held.id}/")
+    for name, warning in (("letter.pdf.exe", "It can run commands on your computer."), ("a.txt", "")):
+        download = page.get_by_role("button", name=f"Download : {name}", exact=True)
+        expect(download).to_have_accessible_description(re.compile(re.escape(warning) or "^$"))
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["script", "plain"])
+def test_what_happened_to_several_messages_is_read_out(site: LocalSite, steered: Browser, script: bool) -> None:
+    for number in range(3):
+        site.hold(recipients=[ALICE], subject=f"Your order {number}", header_from=f"a{number}@kontor.example")
+    page, base = signed_in(site, steered, java_script_enabled=script).new_page(), site.parts.settings.public_url
+    site.mail.script["RCPT"] = "550 5.1.1 no such user"
+    for act, result in (("Release selected", "Release failed: 2"), ("Delete selected", "Deleted: 2")):
+        page.goto(f"{base}/")
+        for number in range(2):
+            page.get_by_role("checkbox", name=f"Select: Your order {number}").check()
+        page.get_by_role("button", name=act).click()
+        said = page.locator("#status") if script else page.get_by_role("status")
+        expect(said).to_contain_text(result)
+        if not script:
+            expect(page).to_have_title(re.compile(f"^{result} · Held"))
+            assert said.evaluate("one => one === document.querySelector('main h1').nextElementSibling")
+        for name in ("Your order 0", "Your order 1") if act == "Release selected" else ():
+            expect(page.locator(".done").get_by_role("link", name=name)).to_have_count(1)
+        assert unclear(page) == []
+    undo = page.get_by_role("button", name="Undo deletion")
+    undo.press("Enter")
+    expect(page.locator("#status") if script else page.get_by_role("status")).to_contain_text("Deletion undone: 2")
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
