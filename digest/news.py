@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from digest.postponing import HELD_BACK
 from portal.assemble import Parts
 from portal.batches.mass_hold import HeldBack
 from portal.batches.mass_rights import MassRights
@@ -23,7 +24,6 @@ log = logging.getLogger("quarantine.digest")
 
 PAGE = 500  # recipients in one query
 RECHECK_AFTER = timedelta(days=1)  # for recipients who get no digests
-HELD_BACK = "a job holds messages back until it ends"  # why a digest is not sent
 NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` searches
 
 

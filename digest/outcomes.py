@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -11,10 +11,9 @@ from uuid import UUID
 from digest.news import RECHECK_AFTER
 from digest.stopping import Stopped
 from portal.assemble import Parts
-from portal.batches.mass_hold import RECHECK_AFTER as HELD_BACK_RECHECK
 from portal.mail.smtp_session import ConnectionLost
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, RelayUnreachable, StoreUnavailable
-from portal.model.message import Delivery, State
+from portal.model.message import State
 from portal.monitoring import count_notices, count_run
 from portal.policy.domains import Domains
 from portal.stores import LEASE
@@ -89,25 +88,6 @@ def _next_try(outcome: Outcome, domains: Domains, now: datetime) -> Unsent:
         next_time = domains.plan(digest.recipient, digest.preferences).next_time(now)
         return Unsent(digest, due_at=next_time or now + RECHECK_AFTER, failure=failure)
     return Unsent(digest, not_before=now + min(LEASE * 2**digest.failures, BACK_OFF_MAX), failure=failure)
-
-
-def time_of_partial(
-    digest: Digest, left: Collection[Delivery], last_sent: datetime | None, domains: Domains, now: datetime
-) -> datetime | None:
-    """Return when a digest of which jobs hold something back is tried again, None if the rest (``left``) is sent now.
-
-    What is held back remains news, so the recipient's digest stays due. The rest is sent only at the times of their
-    plan and if they request it: otherwise each new message would be sent in a digest of its own.
-    """
-    recheck = now + HELD_BACK_RECHECK
-    if not left:
-        return recheck
-    if digest.is_notice or last_sent is None:
-        return None
-    is_requested = digest.requested_at is not None and last_sent < digest.requested_at <= now
-    # At most `now`: a digest that was sent by a clock that was ahead would stop all others.
-    planned = domains.plan(digest.recipient, digest.preferences).next_time(min(last_sent, now))
-    return None if is_requested or planned is None or planned <= now else min(recheck, planned)
 
 
 class Report:

@@ -18,8 +18,9 @@ from datetime import datetime, timedelta
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
-from digest.news import HELD_BACK, RECHECK_AFTER, recipients_with_news, skip_reason
-from digest.outcomes import Outcome, Progress, Report, Summary, next_try, time_of_partial
+from digest.news import RECHECK_AFTER, recipients_with_news, skip_reason
+from digest.outcomes import Outcome, Progress, Report, Summary, next_try
+from digest.postponing import postponed
 from digest.stopping import Pace, Stopped, interrupt_delayed, join_all, never
 from portal.assemble import Parts
 from portal.batches.mass_hold import HeldBack
@@ -27,9 +28,7 @@ from portal.batches.mass_rights import MassRights
 from portal.digests.compose import DELIVERIES, digest_mail
 from portal.mail.relay import Connection
 from portal.model.clock import clock
-from portal.model.errors import (
-    QuarantineError,
-)
+from portal.model.errors import QuarantineError
 from portal.model.message import State, new_id
 from portal.stores import LEASE
 from portal.stores.durations import Measured, sending
@@ -228,29 +227,30 @@ class Run:
             if not digests:
                 return
             allowed: list[Digest] = []
-            postponed: list[Unsent] = []  # otherwise every tick would claim the same recipients first
+            later: list[Unsent] = []  # otherwise every tick would claim the same recipients first
             now = self.clock()
             held_back = HeldBack.at(self.parts.store, MassRights(self.parts.staff), now)
             last_sent = self.parts.store.digests.last_sent([digest.recipient for digest in digests])
+            # Also needed for a digest with one message, which needs no order: its row shows a known sender.
+            readers = [digest.effective_reader for digest in digests if digest.deliveries]
+            known = known_senders(self.parts.store, readers)
             for digest in digests:
-                left = held_back.left(digest.deliveries)
-                again: datetime | None = None
-                if not self.may_notify(digest.recipient):
-                    again = now + RECHECK_AFTER
-                elif len(left) < len(digest.deliveries) and not (left and self._claim_is_by_name):
-                    again = time_of_partial(digest, left, last_sent.get(digest.recipient), self.parts.domains, now)
-                    if again is not None:
-                        self.summary.skipped.append((digest.recipient, HELD_BACK))
-                if again is None:
+                left, who = held_back.left(digest.deliveries), digest.recipient
+                if not self.may_notify(who):
+                    later.append(Unsent(digest, due_at=now + RECHECK_AFTER))
+                    continue
+                found = postponed(
+                    digest, left, known.get(who, ()), last_sent.get(who), self.parts.domains, now,
+                    is_by_name=self._claim_is_by_name,
+                )  # fmt: skip
+                if found is None:
                     allowed.append(replace(digest, deliveries=left))
                 else:
-                    postponed.append(Unsent(digest, due_at=again))
-            if postponed:
-                self._settle(unsent=postponed)
+                    later.append(found[0])
+                    self.summary.skipped.append((who, found[1]))
+            if later:
+                self._settle(unsent=later)
             self.parts.store.digests.begin(allowed)
-            # Also needed for a digest with one message, which needs no order: its row shows a known sender.
-            readers = [digest.effective_reader for digest in allowed if digest.deliveries]
-            known = known_senders(self.parts.store, readers)
             self._waiting += [
                 _Claimed(digest, known.get(digest.recipient, ()), digest.recipient not in last_sent, until)
                 for digest in allowed

@@ -112,17 +112,19 @@ def set_(
 def list_(host: str | None, stopped: bool, as_json: bool) -> None:
     """List all people for whom something is stored, with what they or staff chose. "default" is the value of the
     domain."""
-    table = new_table("recipient", "days", "at", "zone", "language", "notices", "stopped (UTC)")
+    table = new_table("recipient", "days", "at", "zone", "language", "only wanted", "notices", "stopped (UTC)")
     with open_parts() as parts:
         for person in recipient_lists.people(parts.recipients, _hosts(parts, host), stopped=stopped):
             values, notices, at = recipient_lists.chosen(person), person.preferences.notices, person.stopped_at
             if as_json:
-                json = {"recipient": person.recipient, **values, "notices": notices}
+                switches = {"only_wanted": bool(person.preferences.only_wanted), "notices": notices}
+                json = {"recipient": person.recipient, **values, **switches}
                 click.echo(json_text({**json, "stopped_at": at.isoformat() if at else None}))
                 continue
             shown_notices = "default" if notices is None else "on" if notices else "off"
             shown_at = f"{at:%Y-%m-%d %H:%M}" if at else ""
-            add_row(table, shown_address(person.recipient), *values.values(), shown_notices, shown_at)
+            only_wanted = "on" if person.preferences.only_wanted else "off"
+            add_row(table, shown_address(person.recipient), *values.values(), only_wanted, shown_notices, shown_at)
     if not as_json:
         print_table(table)
 

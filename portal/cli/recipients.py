@@ -153,6 +153,7 @@ def _facts(profile: Profile) -> Iterator[tuple[str, str]]:
     at = ", ".join(f"{each:%H:%M}" for each in plan.at)
     yield "digests", f"{plan.schedule}{f' at {at}' if plan.schedule != Schedule.NEVER else ''} in {plan.zone.key}"
     yield "language", plan.language
+    yield "only if mail looks wanted", "on" if plan.only_wanted else "off"
     yield "notices", "on" if plan.notices else "off"
     yield "last digest", _time(contacts.digest_at) or "none"
     if person.stopped_at:
@@ -194,6 +195,7 @@ def _json(profile: Profile) -> dict[str, object]:
             "at": [f"{each:%H:%M}" for each in plan.at],
             "zone": plan.zone.key,
             "language": plan.language,
+            "only_wanted": plan.only_wanted,
             "notices": plan.notices,
             "last_at": _iso(contacts.digest_at),
             "next_at": _iso(profile.due_at),

@@ -64,6 +64,7 @@ class Preferences:
     language: str | None = None
     notices: bool | None = None
     monthly_report: bool | None = None  # of those who administer domains
+    only_wanted: bool | None = None  # see `Plan.only_wanted`
 
     def to_json(self) -> str | None:
         """Return the text that stores keep, or None if nothing was chosen."""
@@ -74,7 +75,7 @@ class Preferences:
             "timezone": self.timezone,
             "language": self.language,
         }
-        values |= {"notices": self.notices, "monthly_report": self.monthly_report}
+        values |= {name: getattr(self, name) for name in _SWITCHES}
         chosen = {name: value for name, value in values.items() if value is not None}
         return json.dumps(chosen) if chosen else None
 
@@ -85,10 +86,10 @@ class Preferences:
         if not isinstance(chosen, dict):
             raise ValueError("stored preferences are not a JSON object")
         at = tuple(time.fromisoformat(each) for each in chosen.get("at", ())) or None
-        names = ("timezone", "language", "notices", "monthly_report")
-        return cls(chosen.get("schedule"), at, *map(chosen.get, names))
+        return cls(chosen.get("schedule"), at, *map(chosen.get, ("timezone", "language", *_SWITCHES)))
 
 
+_SWITCHES = ("notices", "monthly_report", "only_wanted")
 NO_PREFERENCES = Preferences()
 TYPED = ("schedule", "at", "timezone", "language")  # the preferences that `typed_preferences` reads
 
@@ -138,6 +139,7 @@ class Plan:
     zone: ZoneInfo
     language: str
     notices: bool = False  # whether a notice is sent soon after a message was held that may be wanted
+    only_wanted: bool = False  # whether a digest without messages that may be wanted is put off, for a week at most
 
     def end_of_night(self, now: datetime) -> datetime | None:
         """Return when the recipient's present night ends, aware UTC; None during the day."""
@@ -236,6 +238,7 @@ def plan_for(defaults: Defaults, recipient: str, preferences: Preferences) -> Pl
         ZoneInfo(chosen("timezone", zone_names()) or defaults.timezone),
         chosen("language", TAGS) or defaults.language,
         defaults.notices if preferences.notices is None else preferences.notices,
+        bool(preferences.only_wanted),
     )
 
 

@@ -183,6 +183,15 @@ class Digest:
     # the times of both, since the clock may have been set back between them.
     is_taken_over: bool = field(default=False, compare=False)
     requested_at: datetime | None = field(default=None, compare=False)  # when its recipient last requested a digest
+    is_begun: bool = field(default=False, compare=False)  # the earlier claim began to send it, see `Digests.begin`
+
+    def is_requested(self, last_sent_at: datetime | None, now: datetime) -> bool:
+        """Return whether its recipient requested it after their last digest was sent."""
+        return (
+            self.requested_at is not None
+            and self.requested_at <= now
+            and (last_sent_at is None or last_sent_at < self.requested_at)
+        )
 
     @property
     def effective_reader(self) -> Reader:
@@ -214,9 +223,14 @@ class Upcoming:
     digest: Digest  # not claimed; without deliveries there will be none
     stopped_at: datetime | None = None  # when the recipient stopped digests
     due_at: datetime | None = None  # None: not scheduled yet
-    is_first: bool = True  # the recipient was sent none before
+    last_sent_at: datetime | None = None  # of the recipient's last digest
     jobs: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()  # arguments and progress of unfinished jobs
     released_from: tuple[str, ...] = ()  # From headers of mail that was released to the reader
+
+    @property
+    def is_first(self) -> bool:
+        """True if the recipient was sent none before."""
+        return self.last_sent_at is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ class Fields:
     timezone: str
     language: str
     notices: bool
+    only_wanted: bool
     wrong: dict[str, str]
 
 
@@ -149,6 +150,7 @@ class PreferencePages:
             said=result_text if status == 200 else "",
             stopped=language.moment(person.stopped_at, zone) if person.stopped_at else "",
             upcoming=language.moment(upcoming, zone) if upcoming else "",
+            may_be_put_off=plan.only_wanted,
             zone=_zone_label(zone.key),
             fields=fields,
             presets={name: (text, language.times_of_day(at)) for name, (_, at, text) in _PRESETS.items()},
@@ -277,6 +279,7 @@ def _fields_of(person: Person, plan: Plan) -> Fields:
         timezone=chosen.timezone or "",
         language=chosen.language or "",
         notices=plan.notices,
+        only_wanted=plan.only_wanted,
         wrong={},
     )
 
@@ -304,15 +307,20 @@ def _parse_form(request: Request) -> tuple[Fields, Preferences]:
     ):
         if value and value not in known:
             invalid[name] = shown(value, 40)
-    shown_preset, notices = _OWN if is_own else preset, bool(request.form("notices"))
-    fields = Fields(shown_preset, schedule, tuple(at.values()), timezone, language, notices, invalid)
+    shown_preset, notices, only_wanted = (
+        _OWN if is_own else preset,
+        bool(request.form("notices")),
+        bool(request.form("only-wanted")),
+    )
+    fields = Fields(shown_preset, schedule, tuple(at.values()), timezone, language, notices, only_wanted, invalid)
     days: str | None
     days, hours = (schedule or None, tuple(sorted(times)) or None) if is_own else (None, None)
     if not is_own and preset == Schedule.NEVER:
         days = Schedule.NEVER
     elif not is_own and preset in _PRESETS:
         days, hours, _ = _PRESETS[preset]
-    return fields, Preferences(days, hours, timezone or None, language or None, notices)
+    chosen = Preferences(days, hours, timezone or None, language or None, notices, only_wanted=only_wanted or None)
+    return fields, chosen
 
 
 def _parse_time(text: str) -> time:

@@ -16,11 +16,13 @@ from portal.batches.mass_hold import HELD_BACK_MAX, HeldBack
 from portal.batches.mass_rights import MassRights
 from portal.digests.compose import DELIVERIES
 from portal.digests.preview import Preview, preview
+from portal.digests.put_off import put_off_until
 from portal.model.domains import shown_address
 from portal.model.errors import Busy
 from portal.model.schedule import Plan
 from portal.model.text import N_
 from portal.stores.records import Upcoming
+from portal.stores.senders import addresses_in
 from portal.web.auth.session import Sessions
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -49,6 +51,7 @@ class DigestPreview:
         session, now = self._sessions.of(request), self._pages.now()
         upcoming, plan, obstacle = self._upcoming(session.recipient, now)
         due = (upcoming.due_at or plan.next_time(now)) if obstacle in ("", _NOTHING_NEW) else None
+        latest = self._put_off_until(upcoming, max(due, now)) if due and not obstacle else None
         return self._pages.page(
             request,
             "preview",
@@ -57,6 +60,7 @@ class DigestPreview:
             obstacle=obstacle,
             due=request.language.moment(due, plan.zone) if due else "",
             is_due=due is not None and due <= now,
+            latest=request.language.moment(latest, plan.zone) if latest else "",
             zone=plan.zone.key.replace("_", " "),
             shown_as="text" if request.query("as") == "text" else "html",
             digest=None if obstacle else self._preview(upcoming, now),
@@ -83,6 +87,11 @@ class DigestPreview:
             upcoming = replace(upcoming, digest=replace(digest, deliveries=left))
             obstacle = "" if left else _HELD_BACK
         return upcoming, plan, obstacle
+
+    def _put_off_until(self, upcoming: Upcoming, due: datetime) -> datetime | None:
+        """Return when the digest is sent at the latest; None: when it is due."""
+        known = addresses_in(upcoming.released_from)
+        return put_off_until(self._pages.parts.domains, upcoming.digest, known, upcoming.last_sent_at, due)
 
     def _preview(self, upcoming: Upcoming, now: datetime) -> Preview:
         """Return the preview. Raises Busy: with thousands of messages it takes a second."""

@@ -93,6 +93,7 @@ class DigestFacts:
     zone: str
     language: str
     notices: bool
+    only_wanted: bool
     last: str  # "" if none was sent
     next: str
     failed: str  # when the mail server last refused or deferred one, "" if the last one was sent
@@ -334,6 +335,7 @@ def _digest_facts(profile: Profile, viewer: Viewer) -> DigestFacts:
         zone=plan.zone.key.replace("_", " "),
         language=own_name(plan.language),
         notices=plan.notices,
+        only_wanted=plan.only_wanted,
         last=moment(profile.contacts.digest_at),
         next=moment(profile.due_at),
         failed=moment(person.failed_at),

@@ -247,13 +247,13 @@ def test_the_people_of_a_domain_are_listed_with_their_choices(
 ) -> None:
     monkeypatch.setattr("portal.policy.recipient_lists._AT_ONCE", 1)
     hold(store, recipients=(ALICE, BOB, "info@example.org"))
-    store.recipients.set_preferences(ALICE, Preferences(language="fr", notices=True))
+    store.recipients.set_preferences(ALICE, Preferences(language="fr", notices=True, only_wanted=True))
     store.recipients.set_digests_stopped(BOB, datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
     header, *rows = [line.split() for line in run("digests", "list", "--domain", "example.org").output.splitlines()]
-    assert header == ["recipient", "days", "at", "zone", "language", "notices", "stopped", "(UTC)"]
+    assert header == ["recipient", "days", "at", "zone", "language", "only", "wanted", "notices", "stopped", "(UTC)"]
     assert rows == [
-        [ALICE, "default", "default", "default", "fr", "on"],
-        [BOB, "default", "default", "default", "default", "default", "2026-01-02", "03:04"],
+        [ALICE, "default", "default", "default", "fr", "on", "on"],
+        [BOB, "default", "default", "default", "default", "off", "default", "2026-01-02", "03:04"],
     ]
     [line] = run("digests", "list", "--stopped", "--json").output.splitlines()
     found = json.loads(line)

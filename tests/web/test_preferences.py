@@ -139,7 +139,13 @@ def test_a_choice_is_kept_and_shown(site: Site, page: Page) -> None:
     assert re.search(r"Next digest: Monday, \d+ \w+ \d+, 07:30 \(Asia/Kathmandu\)\.", html)
 
 
-def test_notices_are_off_until_their_box_is_checked(site: Site, page: Page) -> None:
+def test_notices_and_waiting_are_off_until_their_boxes_are_checked(site: Site, page: Page) -> None:
+    assert not checked(page.open(), "only-wanted")
+    html = page.after("save", only_wanted="1")
+    assert checked(html, "only-wanted") and ", or later if no message looks wanted." in html
+    assert chosen(site) == Preferences(only_wanted=True)
+    assert not checked(page.after("save"), "only-wanted")
+    assert chosen(site) == NO_PREFERENCES
     assert not checked(page.open(), "notices")
     assert checked(page.after("save", notices="1"), "notices")
     assert chosen(site) == Preferences(notices=True)

@@ -163,6 +163,17 @@ def test_the_page_says_when_the_digest_is_sent(site: Site) -> None:
     assert "will be sent within a few minutes." in page_of(site)
 
 
+def test_the_page_says_that_the_digest_waits_for_wanted_mail(site: Site) -> None:
+    hold(site.store, recipients=[ALICE])
+    site.store.recipients.set_preferences(ALICE, Preferences(only_wanted=True))
+    assert run.send_all(site.parts, site.now).sent == [(ALICE, 1)]
+    hold(site.store, recipients=[ALICE])
+    latest = re.search(r"at the latest until \w+, (\d+) \w+ \d+, 06:30 \(Europe/Berlin\)\.", page_of(site))
+    assert latest and int(latest[1]) in [(site.now + timedelta(days=days)).day for days in (6, 7)]
+    hold(site.store, recipients=[ALICE], symbols=SIGNED)
+    assert "Next digest: " in page_of(site)
+
+
 def test_without_news_nothing_would_be_sent(site: Site) -> None:
     page = page_of(site)
     assert "No digest would be sent now: there are no new held messages." in page

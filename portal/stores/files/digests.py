@@ -122,7 +122,8 @@ class FileDigests(SqlDigests):
             if filled and len(found) > remaining:
                 break
             earlier = digest.id if digest.is_taken_over else None
-            filled.append(replace(digest, deliveries=as_before(found, earlier, listed)))
+            unsent = as_before(found, earlier, listed)
+            filled.append(replace(digest, deliveries=unsent, is_begun=earlier in listed))
             missing += without_file
             remaining -= len(found)
         if missing:

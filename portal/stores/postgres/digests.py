@@ -99,7 +99,7 @@ class PostgresDigests(SqlDigests):
                     digest_id or new_id(now), recipient, address, issued_at,
                     as_before(unannounced.get(recipient, ()), digest_id, listed),
                     Preferences.from_json(preferences), failures, lease, reader,
-                    is_taken_over=digest_id is not None, requested_at=asked_at,
+                    is_taken_over=digest_id is not None, requested_at=asked_at, is_begun=digest_id in listed,
                 )
                 for reader, (recipient, address, _, _, _, _, digest_id, preferences, failures, asked_at, _) in zip(
                     claimed[:complete], found, strict=False

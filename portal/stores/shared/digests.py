@@ -35,9 +35,9 @@ _DIGEST = (
 )
 
 _UPCOMING = (
-    "select r.address, r.digest_id, r.preferences, r.failures, r.stopped_at, r.next_digest_at,"
-    " not exists (select 1 from digest where digest.recipient = :recipient and sent_at is not null and not is_notice)"
-    " as is_first, (select {1} from job where kind = :kind and finished_at is null and created_at > :jobs_since)"
+    "select r.address, r.digest_id, r.preferences, r.failures, r.stopped_at, r.next_digest_at, r.asked_at,"
+    " (select max(sent_at) from digest where digest.recipient = :recipient and not is_notice) as sent_at,"
+    " (select {1} from job where kind = :kind and finished_at is null and created_at > :jobs_since)"
     " as jobs,"
     " (select listed from digest where digest.id = r.digest_id) as listed, ({0}) as released_from"
     " from (select 1) one left join recipient r on r.recipient = :recipient"
@@ -201,18 +201,19 @@ class SqlDigests(Digests):
                 jobs_since=jobs_since or now,
             )
         assert row is not None  # noqa: S101 - there is one for each recipient, known or not
-        address, id, preferences, failures, stopped_at, due_at, is_first, jobs, listed, headers = row
+        address, id, preferences, failures, stopped_at, due_at, asked_at, last_sent_at, jobs, listed, headers = row
         deliveries = as_before(self.unannounced(reader, limit), id, {id: _keys(listed)} if id and listed else {})
         issued_at = now.replace(microsecond=0)
         chosen = Preferences.from_json(preferences)
         digest = Digest(
-            id or new_id(now), who, address or who, issued_at, deliveries, chosen, failures or 0, reader=reader
-        )
+            id or new_id(now), who, address or who, issued_at, deliveries, chosen, failures or 0, reader=reader,
+            is_taken_over=id is not None, requested_at=asked_at, is_begun=listed is not None,
+        )  # fmt: skip
         return Upcoming(
             digest,
             stopped_at,
             due_at,
-            bool(is_first),
+            last_sent_at,
             tuple(
                 (json.loads(arguments), json.loads(progress or "{}"))
                 for arguments, progress in json.loads(jobs or "[]")

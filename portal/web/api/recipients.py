@@ -64,6 +64,7 @@ class DigestDetail(Model):
     at: list[str]
     timezone: str
     language: str
+    only_wanted: bool = Field(description="Digests in which nothing looks wanted are put off, for a week at most.")
     last_at: datetime | None
     next_at: datetime | None = Field(description="null if they are stopped, or never sent.")
     stopped_at: datetime | None
@@ -124,6 +125,7 @@ class RecipientRoutes:
             at=[f"{each:%H:%M}" for each in plan.at],
             timezone=plan.zone.key,
             language=plan.language,
+            only_wanted=plan.only_wanted,
             last_at=contacts.digest_at,
             next_at=found.due_at,
             stopped_at=person.stopped_at,
