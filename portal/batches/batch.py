@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
 
-from portal.model.message import ANY, Actor, Delivery, DeliveryId, Filter, State, Tier
+from portal.model.message import ANY, RELEASABLE, Actor, Delivery, DeliveryId, Filter, State, Tier
 
 KIND = "batch"  # of the job
 NAMED = 50  # deliveries that are recorded by name for each outcome; a small batch records all of them
@@ -50,6 +50,12 @@ class Outcome(StrEnum):
     TO_CHECK = "to-check"  # suspicious, and the reader did not confirm its release
     NOT_ALLOWED = "not-allowed"  # only an administrator may release it
     NOT_NEEDED = "not-needed"  # no release was requested, since the reader may release it
+    ALREADY_RELEASED = "already-released"  # these five: the action does not change messages in this state
+    ALREADY_RELEASING = "already-releasing"
+    LET_THROUGH = "let-through"
+    ALREADY_DELETED = "already-deleted"
+    ALREADY_REQUESTED = "already-requested"
+    NOT_DELETED = "not-deleted"  # so its deletion cannot be undone
     CHANGED = "changed"  # another tab, reader or rule had changed it before
     FAILED = "failed"  # the release failed: it is held again, with the reason
 
@@ -76,6 +82,27 @@ DONE_IN_STATE = {
     (Act.REFUSE, State.HELD): Outcome.REFUSED,
     (Act.REANNOUNCE, State.HELD): Outcome.REANNOUNCED,
 }
+# The states that an action of a reader changes. What a rule let through is in the inbox: nobody sends it once more
+# together with others.
+CHANGES: Mapping[Act, frozenset[State]] = {
+    Act.RELEASE: RELEASABLE - {State.PASSED},
+    Act.DELETE: RELEASABLE | {State.REQUESTED},
+    Act.RESTORE: frozenset({State.DELETED}),
+    Act.REQUEST: RELEASABLE,
+    Act.WITHDRAW: frozenset({State.REQUESTED}),
+}
+_ALREADY = {
+    State.RELEASED: Outcome.ALREADY_RELEASED,
+    State.RELEASING: Outcome.ALREADY_RELEASING,
+    State.PASSED: Outcome.LET_THROUGH,
+    State.DELETED: Outcome.ALREADY_DELETED,
+    State.REQUESTED: Outcome.ALREADY_REQUESTED,
+}
+
+
+def unchanged(act: Act, state: State) -> Outcome:
+    """Return the outcome of a reader's action for a delivery in a state that it does not change."""
+    return Outcome.NOT_DELETED if act is Act.RESTORE else _ALREADY.get(state, Outcome.CHANGED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from uuid import UUID, uuid5
 
 from portal.actions import Actions
 from portal.batches.batch import (
+    CHANGES,
     KIND,
     Act,
     Batch,
@@ -31,6 +32,7 @@ from portal.batches.batch import (
     actor_of,
     is_of,
     newest_first,
+    unchanged,
 )
 from portal.batches.outcomes import last_event, outcome_of, recognized
 from portal.batches.parallel import AT_ONCE, in_parallel
@@ -40,7 +42,7 @@ from portal.model.errors import (
     RelayUnreachable,
     StoreUnavailable,
 )
-from portal.model.message import RELEASABLE, Actor, Delivery, DeliveryId, EventKind, Reader, State, Tier
+from portal.model.message import Actor, Delivery, DeliveryId, EventKind, Reader, State, Tier
 from portal.model.rights import ReleaseRight
 from portal.people import Directory
 from portal.stores import Store
@@ -55,14 +57,6 @@ _REPEATS = 20  # of one form
 # this is below the lease of 90 s and uWSGI's harakiri of 60 s.
 _STEP_SECONDS = 10
 _RETRY = timedelta(seconds=10)  # after the store failed
-# The states that an action changes.
-_STATES = {
-    Act.RELEASE: RELEASABLE,
-    Act.DELETE: RELEASABLE | {State.REQUESTED},
-    Act.RESTORE: frozenset({State.DELETED}),
-    Act.REQUEST: RELEASABLE,
-    Act.WITHDRAW: frozenset({State.REQUESTED}),
-}
 _DELETIONS = (EventKind.DELETED, EventKind.CONFIRMED)
 
 Stopped = Callable[[], bool]
@@ -111,8 +105,7 @@ class Batches:
         """Return whether a delivery of a finished batch can be acted on again: then the same form is a new wish."""
         progress, reader = Progress.from_json(job.progress), self.people.reader(job.actor.name)
         keys = [key for outcome, found in progress.named.items() if outcome.is_done for key in found]
-        states = _STATES[batch.act]
-        return any(each.state in states for each in self.store.deliveries.of_reader(reader, keys))
+        return any(each.state in CHANGES[batch.act] for each in self.store.deliveries.of_reader(reader, keys))
 
     def of(self, job_id: UUID, reader: str) -> Job:
         """Return a batch of this reader. Raises NotFound, also for those of others."""
@@ -254,14 +247,14 @@ class Batches:
                     yield each.key, Outcome.CHANGED
         for each in found:
             right, tier = self.actions.domains.right(each), each.message.tier
-            if each.state not in RELEASABLE:
-                continue  # the action finds out why
-            if batch.act is Act.RELEASE and (right is not ReleaseRight.SELF or tier is Tier.DANGEROUS):
+            if each.state not in CHANGES[batch.act]:
+                yield each.key, unchanged(batch.act, each.state)
+            elif batch.act is Act.RELEASE and (right is not ReleaseRight.SELF or tier is Tier.DANGEROUS):
                 yield each.key, Outcome.NOT_ALLOWED
             elif batch.act is Act.RELEASE and tier is Tier.SUSPICIOUS and not batch.with_suspicious:
                 yield each.key, Outcome.TO_CHECK
             elif batch.act is Act.REQUEST and right is ReleaseRight.SELF:
-                yield each.key, Outcome.NOT_NEEDED
+                yield each.key, Outcome.LET_THROUGH if each.state is State.PASSED else Outcome.NOT_NEEDED
 
     def _actor(self, actor: Actor, delivery: Delivery) -> Actor:
         """Return the reader as the author of an event: by name, unless the delivery is for their own address."""

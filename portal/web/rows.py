@@ -47,6 +47,12 @@ _OUTCOMES = {
     Outcome.TO_CHECK: N_("Not released, check these first"),
     Outcome.NOT_ALLOWED: N_("Not released, only an administrator can"),
     Outcome.NOT_NEEDED: N_("Not requested, you can release these yourself"),
+    Outcome.ALREADY_RELEASED: N_("Not changed, already released"),
+    Outcome.ALREADY_RELEASING: N_("Not changed, release in progress"),
+    Outcome.LET_THROUGH: N_("Not changed, already let through"),
+    Outcome.ALREADY_DELETED: N_("Not changed, already deleted"),
+    Outcome.ALREADY_REQUESTED: N_("Not changed, release requested"),
+    Outcome.NOT_DELETED: N_("Not changed, not deleted"),
     Outcome.CHANGED: N_("Not changed"),
     Outcome.FAILED: N_("Release failed"),
 }

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from bottle import HTTPResponse
 
-from portal.batches.batch import READER_ACTS, Act, Batch, Progress, Selection
+from portal.batches.batch import CHANGES, READER_ACTS, Act, Batch, Progress, Selection
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
-from portal.model.message import RELEASABLE, Delivery, DeliveryId, Tier, new_id
+from portal.model.message import Delivery, DeliveryId, Tier, new_id
 from portal.model.rights import ReleaseRight
 from portal.model.rule import Effect
 from portal.model.text import N_, shown
@@ -35,8 +35,9 @@ BULK_ACTS: dict[str, tuple[Act, ...]] = {
     "requested": (Act.WITHDRAW, Act.DELETE),
     "blocked": (Act.RELEASE, Act.DELETE),
     "deleted": (Act.RESTORE,),
+    "all": (Act.RELEASE, Act.DELETE),
 }
-MORE_ACTS: dict[str, tuple[Act, ...]] = {"held": (Act.REQUEST,)}
+MORE_ACTS: dict[str, tuple[Act, ...]] = {"held": (Act.REQUEST,), "all": (Act.REQUEST, Act.RESTORE)}
 _MAX_KEYS = 1_000  # of one form: a page of the list has fewer
 _EXAMINED = 1_000  # of all that match, before their release is confirmed
 _LISTED = 50  # suspicious messages that the page of confirmation names
@@ -156,7 +157,7 @@ class Selections:
     def _needs_check(self, delivery: Delivery) -> bool:
         """Return True if the reader may release a message and should see its cautions before."""
         is_own = self._pages.parts.domains.right(delivery) is ReleaseRight.SELF
-        return delivery.state in RELEASABLE and is_own and delivery.message.tier is Tier.SUSPICIOUS
+        return delivery.state in CHANGES[Act.RELEASE] and is_own and delivery.message.tier is Tier.SUSPICIOUS
 
     def _confirm(
         self, request: Request, session: Session, wish: _Wish, to_check: Sequence[Delivery], *, may_confirm: bool
@@ -168,7 +169,7 @@ class Selections:
         right = self._pages.parts.domains.right
         found, number = wish.page.deliveries, request.language.number
         others = sum(
-            each.state in RELEASABLE and each.message.tier is Tier.SPAM and right(each) is ReleaseRight.SELF
+            each.state in CHANGES[Act.RELEASE] and each.message.tier is Tier.SPAM and right(each) is ReleaseRight.SELF
             for each in found
         )
         more = "+" if wish.page.next else ""

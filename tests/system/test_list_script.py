@@ -187,6 +187,12 @@ def test_two_tabs_say_what_happened(site: Site, page: Page) -> None:
     expect(page.locator("#status")).to_contain_text("Not released: the message was deleted")
     expect(row(page, held)).to_have_count(0)
     expect(row(page, other)).to_be_focused()
+    open_list(site, page, "?state=all")
+    page.keyboard.press("j")
+    page.keyboard.press("d")
+    expect(page.locator("#status")).to_contain_text("Deleted")
+    expect(row(page, other).locator("[name=mail]")).not_to_be_checked()  # though it is still listed
+    assert site.state(other) is State.DELETED
 
 
 def test_keys_do_nothing_to_other_rows_while_an_act_is_sent(site: Site, page: Page) -> None:

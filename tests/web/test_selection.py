@@ -11,7 +11,7 @@ import pytest
 from digest.housekeeping import run_batches
 from portal.actions import Actions
 from portal.assemble import Parts
-from portal.model.message import EventKind, State, Tier
+from portal.model.message import EventKind, Start, State, Tier
 from portal.stores import LEASE
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, mail, rule
@@ -101,7 +101,7 @@ def test_each_outcome_has_a_line_with_what_failed_and_why(site: Site, relay: Smt
         if large not in mails:
             assert "<p>Released: 1</p>" in page
             assert "Not released, only an administrator can: 1" in page and "a virus" in page
-            assert "Not changed: 1" in page and "Not released: the message was deleted on" in page
+            assert "Not changed, already deleted: 1" in page and "Not released: the message was deleted on" in page
             assert "of Mallory" not in page
     assert "The last release failed:" in page and "too large" in page
     assert [each.recipients for each in relay.mails] == [[ALICE]]
@@ -109,6 +109,77 @@ def test_each_outcome_has_a_line_with_what_failed_and_why(site: Site, relay: Smt
         State.RELEASED, State.HELD, State.DELETED, State.HELD, State.HELD,
     ]  # fmt: skip
     assert "Released:" not in browser.get("/").text  # it is shown once
+
+
+def in_every_state(site: Site, relay: SmtpServer) -> dict[str, Held]:
+    """Hold a message for each state that the view of all messages shows."""
+    by_rule = rule("example.net").as_actor
+    starts = {state: Start(State(state), by_rule) for state in ("blocked", "passed")}
+    helds = {
+        state: site.hold(recipients=[ALICE], subject=f"It is {state}", starts={ALICE: starts[state]})
+        if state in starts
+        else site.hold(Tier.DANGEROUS if state == "requested" else Tier.SPAM, subject=f"It is {state}")
+        for state in ("held", "requested", "releasing", "released", "passed", "blocked", "deleted")
+    }
+    actions = site.parts.actions
+    actions.request_release(helds["requested"].id, 0, BY_LINK)
+    actions.queue_release(helds["releasing"].id, 0, BY_LINK)
+    actions.release(helds["released"].id, 0, BY_LINK)
+    actions.delete(helds["deleted"].id, 0, BY_LINK)
+    relay.mails.clear()
+    return helds
+
+
+@pytest.mark.parametrize(
+    ("do", "matching", "lines", "after"),
+    [
+        (
+            "release",
+            True,
+            {"Released: 2", "Not changed, already released: 1", "Not changed, release in progress: 1"}
+            | {"Not changed, already let through: 1", "Not changed, already deleted: 1"}
+            | {"Not changed, release requested: 1"},
+            {"held": "released", "blocked": "released"},
+        ),
+        (
+            "delete",
+            False,
+            {"Deleted: 4", "Not changed, already released: 1", "Not changed, release in progress: 1"}
+            | {"Not changed, already deleted: 1"},
+            dict.fromkeys(("held", "requested", "passed", "blocked"), "deleted"),
+        ),
+        ("restore", True, {"Deletion undone: 1", "Not changed, not deleted: 6"}, {"deleted": "held"}),
+        (
+            "ask",
+            False,
+            {"Not requested, you can release these yourself: 2", "Not changed, release requested: 1"}
+            | {"Not changed, already released: 1", "Not changed, release in progress: 1"}
+            | {"Not changed, already let through: 1", "Not changed, already deleted: 1"},
+            {},
+        ),
+    ],
+)
+def test_of_all_messages_each_is_changed_or_the_result_says_why_not(
+    site: Site, relay: SmtpServer, do: str, matching: bool, lines: set[str], after: dict[str, str]
+) -> None:
+    helds, browser = in_every_state(site, relay), site.signed_in(ALICE)
+    assert f'name="do" value="{do}"' in browser.get("/?state=all").text
+    if matching:
+        answer = browser.post("/messages", all_that_match(browser, "&state=all", do=do))
+    else:
+        answer = post(browser, helds.values(), do, **{"from": "list?state=all"})
+    page = browser.follow(answer, "/").text
+    result = page[page.index('role="status"') : page.index('class="views"')]
+    assert set(re.findall(r"<(?:p|summary)>([^<]*: \d+)</", result)) == lines
+    assert "held again" not in result
+    assert {name: site.state(each).value for name, each in helds.items()} == {each: each for each in helds} | after
+    assert len(relay.mails) == (2 if do == "release" else 0)
+
+
+def test_a_deletion_that_was_not_undone_is_not_reported_as_undone(site: Site) -> None:
+    browser = site.signed_in(ALICE)
+    page = browser.follow(post(browser, hold_many(site, 1), "restore"), "/?state=all").text
+    assert "Not changed, not deleted" in page and "Deletion undone" not in page
 
 
 def test_suspicious_messages_are_released_only_after_their_cautions_were_shown(site: Site, relay: SmtpServer) -> None:

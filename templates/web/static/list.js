@@ -170,7 +170,7 @@
       const page = request.response, isRedirected = request.responseURL !== address;
       if (!request.status) fail(texts.offline);
       else if (request.status === 200 && page?.getElementById("status")) {
-        replace(page, request.responseURL).finally(() => setSending(false));
+        replace(page, request.responseURL, button).finally(() => setSending(false));
       } else if (isRedirected) location.assign(request.responseURL); // sign-in, progress of a job
       else if (request.status < 400) { // a question: the browser shows it
         form.dataset.plain = "yes";
@@ -207,8 +207,10 @@
     say(text);
   }
 
-  async function replace(page, address) {
-    const fresh = one("main", page), old = rows(), checked = checkedRows().map((row) => row.id);
+  async function replace(page, address, button) {
+    const fresh = one("main", page), old = rows();
+    // What was acted on may still be listed: the next act is not for it as well.
+    const checked = button?.closest(".bar") ? [] : checkedRows().map((row) => row.id);
     const typing = document.activeElement.closest(".search") && document.activeElement;
     const gone = old.filter((row) => !page.getElementById(row.id));
     const come = rows(fresh).find((row) => !old.some((each) => each.id === row.id));
