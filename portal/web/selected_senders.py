@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bottle import HTTPResponse
 
@@ -24,7 +25,7 @@ from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import keep_rules
 
-_MAX = 50  # messages of one form
+_MAX = 50  # senders of one form, each with a message
 _FIELD = "sender."  # followed by the key of a message
 
 
@@ -53,6 +54,14 @@ class Choice:
         return next((each.value for each in self.options if not each.error), "")
 
 
+class _Group(NamedTuple):
+    """Messages that name the same senders."""
+
+    owner: str  # who keeps the rules for them
+    senders: tuple[str, ...]
+    deliveries: Sequence[Delivery]
+
+
 class SelectedSenders:
     """The page of POST `/messages` with *Always allow* or *Always block*, and POST `/rules/senders`."""
 
@@ -62,9 +71,20 @@ class SelectedSenders:
         self._rulebook = pages.parts.rulebook
 
     def choose(
-        self, request: Request, session: Session, effect: Effect, deliveries: Sequence[Delivery], *, error: str = ""
+        self,
+        request: Request,
+        session: Session,
+        effect: Effect,
+        deliveries: Sequence[Delivery],
+        *,
+        is_cut: bool = False,
+        error: str = "",
     ) -> HTTPResponse:
-        """Return the page that names the senders of these messages, with what the reader should know."""
+        """Return the page that names the senders of these messages, with what the reader should know.
+
+        ``is_cut``: these are the newest of more messages.
+        """
+        groups = self._groups(deliveries)
         return self._pages.page(
             request,
             "senders",
@@ -73,7 +93,9 @@ class SelectedSenders:
             form_token=session.form_token,
             place=place_of(request.form("from"))[1],
             effect=effect,
-            choices=self._choices(request, session, effect, deliveries),
+            choices=self._choices(request, session, effect, groups[:_MAX]),
+            more=max(0, len(groups) - _MAX),
+            newest=len(deliveries) if is_cut else 0,
             none=sum(not senders_of(each.message) for each in deliveries),
             error=error,
         )
@@ -112,16 +134,19 @@ class SelectedSenders:
         keys = [key for name in dict.fromkeys(names) if (key := cursor(name))]
         return self._pages.parts.store.deliveries.of_reader(self._pages.parts.people.reader(session.recipient), keys)
 
-    def _choices(
-        self, request: Request, session: Session, effect: Effect, deliveries: Sequence[Delivery]
-    ) -> list[Choice]:
+    def _groups(self, deliveries: Sequence[Delivery]) -> list[_Group]:
+        """Return the messages for whose senders the reader may make rules by sender, those with most messages first."""
         groups: dict[tuple[str, tuple[str, ...]], list[Delivery]] = {}
         for each in deliveries:
             if self._pages.may_rule(each.recipient) and (senders := tuple(senders_of(each.message))):
                 groups.setdefault((self._rulebook.owner(each.recipient), senders), []).append(each)
+        found = [_Group(owner, senders, messages) for (owner, senders), messages in groups.items()]
+        return sorted(found, key=lambda group: -len(group.deliveries))
+
+    def _choices(self, request: Request, session: Session, effect: Effect, groups: Sequence[_Group]) -> list[Choice]:
         made: dict[tuple[str, str], tuple[Rule, Delivery]] = {}
         errors: dict[tuple[str, str], str] = {}
-        for (owner, senders), found in groups.items():
+        for owner, senders, found in groups:
             for sender in senders:
                 try:
                     made[owner, sender] = (self._rule(request, session, effect, found[0], sender), found[0])
@@ -144,7 +169,7 @@ class SelectedSenders:
                     for sender in senders
                 ],
             )
-            for (owner, senders), found in groups.items()
+            for owner, senders, found in groups
         ]
 
     def _rule(self, request: Request, session: Session, effect: Effect, delivery: Delivery, sender: str) -> Rule:

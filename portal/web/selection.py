@@ -39,7 +39,7 @@ BULK_ACTS: dict[str, tuple[Act, ...]] = {
 }
 MORE_ACTS: dict[str, tuple[Act, ...]] = {"held": (Act.REQUEST,), "all": (Act.REQUEST, Act.RESTORE)}
 _MAX_KEYS = 1_000  # of one form: a page of the list has fewer
-_EXAMINED = 1_000  # of all that match, before their release is confirmed
+_EXAMINED = 1_000  # of all that match, before their release is confirmed, or their senders are listed
 _LISTED = 50  # suspicious messages that the page of confirmation names
 _FIELDS = ("do", "only", "from", "all", "shown", "suspicious", "undo", "reason")  # of the form, besides the ticks
 _REFRESH_SECONDS = 3
@@ -104,13 +104,11 @@ class Selections:
 
     def _senders_of(self, request: Request, session: Session, place: str) -> HTTPResponse:
         """Return the page that asks for which senders of the selected messages rules are made."""
-        _, page = self._selected(request, session, place, " ".join(request.all_of_form("mail")), AT_ONCE + 1)
+        _, page = self._selected(request, session, place, " ".join(request.all_of_form("mail")), _EXAMINED)
         if not page.deliveries:
             return self._pages.see_other(f"/{place or '?'}&none=1")
-        if len(page.deliveries) > AT_ONCE or page.next is not None:
-            text = N_("Rules are made for the senders of at most 50 messages at once. Go back and select fewer.")
-            return self._pages.notice(request, N_("Too many messages"), text, 400)
-        return self._senders.choose(request, session, Effect(request.form("do")), page.deliveries)
+        effect = Effect(request.form("do"))
+        return self._senders.choose(request, session, effect, page.deliveries, is_cut=page.next is not None)
 
     def _wish(self, request: Request, session: Session, place: str) -> _Wish | None:
         """Return what the form asks for, None if it selects nothing."""

@@ -523,9 +523,27 @@ def test_a_rule_that_cannot_be_made_is_not_offered(site: Site) -> None:
     for sender in ("example.org", "other@elsewhere.example"):
         assert browser.post("/rules/senders", {**form, f"sender.{key}": sender}).status == 400
     assert site.store.rules.list([ALICE], 10, site.now) == []
-    hold_many(site, 51)
+
+
+def test_of_many_senders_those_of_most_messages_are_listed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold_many(site, 52)
+    for _ in range(3):
+        site.hold(recipients=[ALICE], header_from="a0@example.net")
+    browser = site.signed_in(ALICE)
     form = all_that_match(browser, do="block")
-    assert "select fewer" in browser.post("/messages", form).text
+    page = browser.post("/messages", form).text
+    assert re.findall(r"<legend><bdi>(.*?)</bdi>", page)[:3] == ["a0@example.net", "a51@example.net", "a50@example.net"]
+    assert page.count("<legend>") == 50 and "More senders: 2." in page and "newest messages" not in page
+    assert re.findall(r"Number of messages: (\d+)", page) == ["4"]
+    fields = re.findall(r'name="([^"]*)" value="([^"]*)"(?: checked)?>', page)
+    fields = [(name, value) for name, value in fields if name in ("form_token", "from", "message")]
+    chosen = re.findall(r'name="([^"]*)" value="([^"]*)" checked', page)
+    answer = browser.post_all("/rules/senders", [*fields, ("effect", "block"), *chosen])
+    assert "Senders blocked: 50" in browser.follow(answer, "/").text
+    assert len(site.store.rules.list([ALICE], 99, site.now)) == 50
+    monkeypatch.setattr("portal.web.selection._EXAMINED", 5)
+    page = browser.post("/messages", form).text
+    assert page.count("<legend>") == 3 and "These are the senders of the 5 newest messages." in page
 
 
 def test_the_page_of_senders_takes_few_statements(
