@@ -172,6 +172,7 @@ class Inbox:
             reasons=_reasons(listing, of.values(), request.language.gettext),
             mailboxes=[(each, shown_address(each)) for each in reader.identities] if len(reader.identities) > 1 else [],
             ranked_max=RANKED_MAX,
+            all_likely=_all_likely(listing, part, counts),
             act=result.act,
             done=done,
             rules_made=result.rules,
@@ -344,6 +345,15 @@ def _position(
         # A message may have been held or removed in between.
         total, is_whole = max(total, counted), counts.complete and counted >= total
     return Position(shown(begin + 1), shown(last), shown(max(last, total)), is_whole)
+
+
+def _all_likely(listing: Listing, part: Part, counts: Counts) -> str:
+    """Return the query string of all held messages with the likely mistakes first, on one page; "" if they are on this
+    page, in this order, or too many."""
+    number = counts.of.get(State.HELD, 0)
+    size = next((each for each in SIZES if number <= int(each)), "")
+    is_offered = (part.older or part.newer) and counts.complete and not listing.is_filtered and not listing.is_ranked
+    return listing.query(order="likely", size=size) if is_offered and size else ""
 
 
 def _folded(deliveries: Sequence[Delivery], listing: Listing) -> list[Group]:

@@ -73,6 +73,15 @@ def test_a_page_says_which_messages_of_how_many_it_shows(site: Site, order: str)
     middle = page_after(browser, last, "prev")
     assert [position(middle), position(page_after(browser, middle, "prev"))] == ["26–50 of 60", "1–25 of 60"]
     assert walk(browser, "/?size=100") == [""], "a single page has no pager"
+    offered = 'href="/quarantine/?order=likely&amp;size=100">Likely mistakes first, all 60<'
+    assert [
+        offered in browser.get(path).text
+        for path in ("/?order=newest&size=50", "/?order=newest&size=100", "/?order=newest&q=offer&size=25")
+    ] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_position_is_counted_anew_on_each_page(site: Site) -> None:
@@ -150,6 +159,7 @@ def test_a_large_mailbox_has_more_messages_than_are_counted(site: Site, monkeypa
     fill(site, 110)
     positions = walk(site.signed_in(ALICE), "/")
     assert positions[:2] == ["1–25 of more than 40", "26–50 of more than 50"]
+    assert "first, all" not in site.signed_in(ALICE).get("/").text
     assert positions[2:] == ["51–75 of more than 75", "76–100 of more than 100", "101–110 of 110"]
 
 
