@@ -76,10 +76,16 @@ DONE_IN_STATE = {
     (Act.RELEASE, State.RELEASED): Outcome.RELEASED,
     (Act.RELEASE, State.RELEASING): Outcome.RELEASING,
     (Act.DELETE, State.DELETED): Outcome.DELETED,
-    **{(Act.RESTORE, state): Outcome.RESTORED for state in (State.HELD, State.BLOCKED, State.PASSED)},
+    **{
+        (act, state): outcome
+        for state in RELEASABLE
+        for act, outcome in (
+            (Act.RESTORE, Outcome.RESTORED),
+            (Act.WITHDRAW, Outcome.WITHDRAWN),
+            (Act.REFUSE, Outcome.REFUSED),
+        )
+    },
     (Act.REQUEST, State.REQUESTED): Outcome.REQUESTED,
-    (Act.WITHDRAW, State.HELD): Outcome.WITHDRAWN,
-    (Act.REFUSE, State.HELD): Outcome.REFUSED,
     (Act.REANNOUNCE, State.HELD): Outcome.REANNOUNCED,
 }
 # The states that an action of a reader changes. What a rule let through is in the inbox: nobody sends it once more

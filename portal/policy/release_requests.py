@@ -58,10 +58,12 @@ class ReleaseRequests(Mailing):
         return delivery
 
     def withdraw_request(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Withdraw a release request: the delivery is held again. Raises NotFound; AlreadyDone if it was decided."""
-        delivery = self.store.deliveries.move(
-            DeliveryId(id, number), State.HELD, {State.REQUESTED}, actor, self.now(), kind=EventKind.WITHDRAWN
-        )
+        """Withdraw a release request: the delivery is in its state before again.
+
+        Raises NotFound; AlreadyDone if it was decided.
+        """
+        event = Event(self.now(), EventKind.WITHDRAWN, actor)
+        delivery = self.store.deliveries.end_request(DeliveryId(id, number), event)
         log.info("request withdrawn id=%s recipient=%s", id, delivery.recipient)
         return delivery
 
@@ -86,28 +88,18 @@ class ReleaseRequests(Mailing):
         return False
 
     def refuse_request(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
-        """Deny a release request. The recipient sees ``reason``.
+        """Deny a release request: the delivery is in its state before again. The recipient sees ``reason``.
 
         Raises NotFound, AlreadyDone; NotAllowed if nothing of the reason is visible: pages show a denial by its reason.
         """
         now, reason = self.now(), shown(reason, _DENIAL_CHARACTERS)
         if not reason:
             raise NotAllowed("a denial needs a reason that the recipient can read")
-        refused = replace(
-            self.store.deliveries.get(DeliveryId(id, number)), state=State.HELD, state_at=now, reason=reason
-        )
+        refused = replace(self.store.deliveries.get(DeliveryId(id, number)), reason=reason)
         dangerous = refused.message.tier is Tier.DANGEROUS
         to = address_of(refused.recipient, refused.address) if self.is_local(refused.recipient) else None
         mail = self.mail(to, "refused", self.domains.of(refused.recipient), delivery=refused, dangerous=dangerous)
-        delivery = self.store.deliveries.move(
-            DeliveryId(id, number),
-            State.HELD,
-            {State.REQUESTED},
-            actor,
-            now,
-            kind=EventKind.REFUSED,
-            reason=reason,
-            mails=[mail] if mail else (),
-        )
+        event = Event(now, EventKind.REFUSED, actor, reason)
+        delivery = self.store.deliveries.end_request(refused.key, event, [mail] if mail else ())
         log.info("request refused id=%s recipient=%s by=%s", id, delivery.recipient, actor.who)
         return delivery

@@ -93,9 +93,13 @@ OPEN_STATES = frozenset(State) - {
 }  # the tier matters as long as a delivery may still be released
 _STATE_OF_RULE = {EventKind.BLOCKED: State.BLOCKED, EventKind.PASSED: State.PASSED}
 # After these, a delivery is not in the state any more that a rule gave it.
-_HELD_AFTERWARDS = frozenset(
-    {EventKind.UNBLOCKED, EventKind.REQUESTED, EventKind.RELEASING, EventKind.STOPPED, EventKind.FAILED}
-)
+_HELD_AFTERWARDS = frozenset({EventKind.UNBLOCKED, EventKind.RELEASING, EventKind.STOPPED, EventKind.FAILED})
+_WITH_REASON = frozenset(
+    {EventKind.REFUSED, EventKind.STOPPED, EventKind.FAILED}
+)  # their detail is the delivery's reason
+_WITHOUT_REASON = frozenset({EventKind.REQUESTED, EventKind.WITHDRAWN, EventKind.RELEASING, EventKind.UNBLOCKED})
+_LEAVING = frozenset({EventKind.DELETED, EventKind.CONFIRMED, EventKind.REQUESTED})
+_RETURNING = frozenset({EventKind.RESTORED, EventKind.WITHDRAWN, EventKind.REFUSED})
 _VERDICT_FLAGS = frozenset({Flag.SYMBOLS, Flag.ACTION, Flag.SCORE, Flag.FORCED})  # other flags are about one envelope
 
 
@@ -129,25 +133,27 @@ def check_state(delivery: Delivery, allowed: Collection[State]) -> None:
         raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
 
 
-def state_before_deletion(history: Sequence[Event]) -> tuple[State, datetime | None]:
-    """Return the state in which a deleted delivery is restored, and since when it was in it; None: from now on.
+def state_before(history: Iterable[Event]) -> tuple[State, datetime | None, str]:
+    """Return the state to which a delivery returns when its deletion is undone or its release request ends, since when
+    it was in it (None: from now on), and its reason.
 
     A delivery that a rule blocked or let through is so again, unless something else happened to it in between. If its
-    tier was raised since it was deleted, it was not let through in the end. A deletion ends a release request, so all
-    others are held. ``history``: the delivery's events, oldest first.
+    tier was raised since it was deleted or requested, it was not let through in the end. A deletion ends a release
+    request. All others are held, with the reason of the last denial or failed release unless it was requested since
+    then. ``history``: the delivery's events, oldest first, with a denial that ends the request.
     """
-    state, since = State.HELD, None
-    is_deleted = False
+    state, since, reason = State.HELD, None, ""
+    is_away = False
     for event in history:
         if event.kind in _STATE_OF_RULE:
             state, since = _STATE_OF_RULE[event.kind], event.at
-        elif event.kind in _HELD_AFTERWARDS or (
-            event.kind is EventKind.RAISED and is_deleted and state is State.PASSED
-        ):
+        elif event.kind in _HELD_AFTERWARDS or (event.kind is EventKind.RAISED and is_away and state is State.PASSED):
             state, since = State.HELD, None
-        if event.kind in (EventKind.DELETED, EventKind.CONFIRMED, EventKind.RESTORED):
-            is_deleted = event.kind is not EventKind.RESTORED
-    return state, since
+        if event.kind in _WITH_REASON or event.kind in _WITHOUT_REASON:
+            reason = event.detail if event.kind in _WITH_REASON else ""
+            since = since if state is not State.HELD else event.at if reason else None
+        is_away = event.kind in _LEAVING or (is_away and event.kind not in _RETURNING)
+    return state, since, reason
 
 
 def request_is_mailed(history: Iterable[Event], now: datetime) -> bool:

@@ -42,6 +42,7 @@ from portal.web.views import MessageViews
 DELETABLE = frozenset({*RELEASABLE, State.REQUESTED})
 _DETAILS = N_("Details")
 # The result of an act, by the state afterwards; None: whatever it is.
+_DENIED = N_("Denied. The recipient gets a mail with the reason.")
 _RESULTS = {
     ("release", State.RELEASED): (True, N_("Released. The mail server accepted the message.")),
     ("release", State.RELEASING): (True, N_("The release is in progress. It is tried again automatically.")),
@@ -51,7 +52,9 @@ _RESULTS = {
     ("restore", State.HELD): (True, N_("Deletion undone. The message is held again.")),
     ("restore", State.BLOCKED): (True, N_("Deletion undone.")),
     ("restore", State.PASSED): (True, N_("Deletion undone.")),
-    ("deny", State.HELD): (True, N_("Denied. The recipient gets a mail with the reason.")),
+    ("deny", State.HELD): (True, _DENIED),
+    ("deny", State.BLOCKED): (True, _DENIED),
+    ("deny", State.PASSED): (True, _DENIED),
     ("reannounce", State.HELD): (True, N_("The next digest lists this message again.")),
     ("link", None): (True, N_("A link to this message is on its way to the recipient. It is valid for 15 minutes.")),
     ("link-limit", None): (False, N_("No link was sent: one was sent a moment ago. Try again in some minutes.")),

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from portal.batches.batch import Act, Batch, Outcome, Progress
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
-from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
+from portal.model.message import RELEASABLE, Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
 from portal.model.reasons import LIKE_SPAM, SCANS_IN_WORDS, description, explain, has_attachment, why
 from portal.model.rights import ReleaseRight
 from portal.model.rule import ScopeKind, scope_kind
@@ -84,7 +84,7 @@ class Row:
     reasons: list[str]
     right: ReleaseRight
     reason: str  # why it is held again, "" if it is not
-    declined: bool  # an administrator denied the release request and gave this reason
+    declined_at: datetime | None  # when an administrator denied the release request for this reason, None if none did
     mailbox: str = ""  # the alias or role mailbox of the delivery, "" if it is the reader's own address
     by: str = ""  # the reader of a role mailbox who changed it to this state
     rule: str | None = None  # the sender of the rule that changed it to this state; "": of an administrator's rule
@@ -107,6 +107,11 @@ class Row:
     def state(self) -> State:
         """The delivery's state."""
         return self.delivery.state
+
+    @property
+    def declined(self) -> str:
+        """The time at which an administrator denied the release request and gave the reason, "" if none did."""
+        return self.viewer.language.moment(self.declined_at, self.viewer.zone) if self.declined_at else ""
 
     @property
     def dangerous(self) -> bool:
@@ -221,7 +226,7 @@ def row(
         reasons=why(message),
         right=right,
         reason=shown(delivery.reason, 300) if delivery.reason else "",
-        declined=delivery.state is State.HELD and delivery.reason != "" and _declined(events),
+        declined_at=_declined_at(events) if delivery.state in RELEASABLE and delivery.reason else None,
         mailbox=shown_address(delivery.address) if other else "",
         by=_by(delivery, events) if role else "",
         rule=_rule(delivery, events) if delivery.state in _BY_RULES else None,
@@ -250,9 +255,10 @@ def _rule(delivery: Delivery, events: Sequence[Event]) -> str | None:
     return shown_address(actor.name) if scope_kind(actor.via) is ScopeKind.RECIPIENT else ""
 
 
-def _declined(events: Sequence[Event]) -> bool:
-    """Return True if the reason is from a denied request, not from an operator's release that failed later."""
-    return next((e.kind for e in reversed(events) if e.kind in _REASON_KINDS), None) is EventKind.REFUSED
+def _declined_at(events: Sequence[Event]) -> datetime | None:
+    """Return when the request was denied whose reason it is; None if it is from a release that failed later."""
+    last = next((event for event in reversed(events) if event.kind in _REASON_KINDS), None)
+    return last.at if last and last.kind is EventKind.REFUSED else None
 
 
 def actor_name(actor: Actor) -> str:

@@ -6,6 +6,7 @@ import html
 import logging
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from email import message_from_bytes
 from email.policy import SMTP
@@ -19,12 +20,12 @@ from portal.assemble import Parts
 from portal.model.audit import AuditFilter
 from portal.model.errors import NotAllowed
 from portal.model.links import Action
-from portal.model.message import Actor, ActorKind, EventKind, State, Tier
+from portal.model.message import Actor, ActorKind, EventKind, Start, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Outcome, Part
 from portal.policy.release_requests import ReleaseRequests
 from portal.stores.records import Held, QueuedMail
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, rule
 from tests.contract.helpers import concurrently
 from tests.flows.test_aliases import write
 from tests.smtp_server import SmtpServer
@@ -246,6 +247,52 @@ def test_withdrawing_twice_says_so_once_more(site: Site) -> None:
     for _ in range(2):
         assert "Request withdrawn. The message is still held." in page_after(browser, held, "withdraw")
     assert [each.kind for each in site.history(held)].count(EventKind.WITHDRAWN) == 1
+
+
+# ---- the state before
+
+END = {"withdraw": "Request withdrawn", "deny": "Your administrator denied the release request on *: A virus."}
+
+
+@pytest.mark.parametrize(("state", "heading"), [("blocked", "Blocked on *."), ("passed", "Let through on *.")])
+@pytest.mark.parametrize("end", END)
+def test_what_a_rule_decided_is_so_again_when_a_request_ends(site: Site, state: str, heading: str, end: str) -> None:
+    start = Start(State(state), rule("example.net").as_actor)
+    held = site.hold(Tier.DANGEROUS, recipients=[ALICE], starts={ALICE: start})
+    hers, before = site.signed_in(ALICE), site.delivery(held)
+    site.pass_time(minutes=1)
+    act(hers, held, "ask")
+    assert site.state(held) is State.REQUESTED
+    site.pass_time(minutes=1)
+    if end == "deny":
+        assert "Denied. The recipient gets a mail with the reason." in decide(staff(site), held, end, reason="A virus.")
+        page = without_time(hers.get(f"/messages/{held.id}/").text)
+        listed = hers.get("/?state=all").text
+        assert "The release request was denied: A virus." in listed and "Last release" not in listed
+    else:
+        page = without_time(page_after(hers, held, end))
+    assert END[end] in page and heading in page and "held again" not in page
+    reason = "A virus." if end == "deny" else ""
+    assert site.delivery(held) == replace(before, reason=reason)
+    act(hers, held, "delete")
+    act(hers, held, "restore")
+    assert site.delivery(held) == replace(before, reason=reason)
+
+
+def test_a_denial_and_its_time_survive_a_deletion_that_is_undone(site: Site) -> None:
+    held, hers = requested(site), site.signed_in(ALICE)
+    decide(staff(site), held, "deny", reason="It has a virus.")
+    before = site.delivery(held)
+    site.pass_time(hours=1)
+    act(hers, held, "delete")
+    assert "Deletion undone." in page_after(hers, held, "restore")
+    assert site.delivery(held) == before
+    page = without_time(hers.get(f"/messages/{held.id}/").text)
+    assert END["deny"].replace("A virus", "It has a virus") in page
+    act(hers, held, "ask")
+    act(hers, held, "delete")
+    act(hers, held, "restore")
+    assert (site.state(held), site.delivery(held).reason) == (State.HELD, "")
 
 
 # ---- a decision and a withdrawal

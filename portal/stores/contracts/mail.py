@@ -259,9 +259,18 @@ class Deliveries(ABC):
 
     @abstractmethod
     def restore(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
-        """Undo the deletion of a delivery: it is blocked or let through again if it was so before, otherwise held.
+        """Undo the deletion of a delivery: it is blocked or let through again if it was so before, otherwise held, with
+        the reason that it had.
 
         Records an event with this detail. Durable on return. Raises NotFound; AlreadyDone if it is not deleted.
+        """
+
+    @abstractmethod
+    def end_request(self, key: DeliveryId, event: Event, mails: Sequence[QueuedMail] = ()) -> Delivery:
+        """End a release request by an event `withdrawn` or `refused`: the delivery is in its state before again.
+
+        The detail of a denial becomes the delivery's reason. ``mails`` are queued in the same transaction. Durable on
+        return. Raises NotFound; AlreadyDone if there is no open request, and then nothing is queued.
         """
 
     @abstractmethod

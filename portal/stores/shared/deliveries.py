@@ -285,10 +285,21 @@ class SqlDeliveries(Deliveries):
     def restore(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
         with self._engine.writing() as session:
             lifecycle.check_state(self._rows.delivery(session, key, for_update=True), {State.DELETED})
-            state, since = lifecycle.state_before_deletion(_history(session, key))
-            restored = "state = :state, state_at = :at, reason = ''"
-            session.execute(f"update delivery set {restored} {WHERE_KEY}", key, state=state.value, at=since or now)
-            return self._rows.record(session, key, Event(now, EventKind.RESTORED, actor, detail))
+            return self._return(session, key, Event(now, EventKind.RESTORED, actor, detail))
+
+    def end_request(self, key: DeliveryId, event: Event, mails: Sequence[QueuedMail] = ()) -> Delivery:
+        with self._engine.writing() as session:
+            lifecycle.check_state(self._rows.delivery(session, key, for_update=True), {State.REQUESTED})
+            for mail in mails:
+                queue(session, mail, event.at)
+            return self._return(session, key, event)
+
+    def _return(self, session: Session, key: DeliveryId, event: Event) -> Delivery:
+        """Return a delivery to its state before by this event. Return it in that state."""
+        state, since, reason = lifecycle.state_before([*_history(session, key), event])
+        update = f"update delivery set state = :state, state_at = :at, reason = :reason {WHERE_KEY}"
+        session.execute(update, key, state=state.value, at=since or event.at, reason=reason)
+        return self._rows.record(session, key, event)
 
     def reannounce(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
         with self._engine.writing() as session:
