@@ -37,6 +37,8 @@ class _Counts(NamedTuple):
 
     done: int  # the mail server accepted their release, or the act is done
     deferred: int = 0  # their release is tried again
+    blocked: int = 0  # restored, and blocked as before their deletion
+    passed: int = 0  # restored, and let through as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,11 @@ class MassMail:
     def _counts(tally: Mapping[str, Mapping[State | None, int]], mass: MassAct) -> Mapping[str, _Counts]:
         """Return how many deliveries of each recipient the job has changed."""
         if mass.act is not Act.RELEASE:
-            return {recipient: _Counts(sum(states.values())) for recipient, states in tally.items()}
+            restored = (State.BLOCKED, State.PASSED) if mass.act is Act.RESTORE else ()
+            return {
+                recipient: _Counts(sum(states.values()), 0, *(states.get(each, 0) for each in restored))
+                for recipient, states in tally.items()
+            }
         return {
             recipient: _Counts(states.get(State.RELEASED, 0), states.get(State.RELEASING, 0))
             for recipient, states in tally.items()
@@ -94,6 +100,8 @@ class MassMail:
             act=mass.act.value,
             count=counts.done,
             deferred=counts.deferred,
+            blocked=counts.blocked,
+            passed=counts.passed,
             reason=mass.reason,
         )
         return [mail] if mail else ()

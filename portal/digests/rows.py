@@ -124,8 +124,8 @@ class Builder:
         )
 
     def _similar(self, delivery: Delivery, may_choose: bool) -> str:
-        """Return the link to a group: to the page that releases and deletes its messages, else to the list."""
-        return f"{self.several}?like={delivery.id}.{delivery.number}" if may_choose else self.portal
+        """Return the link to a group: to the page that releases and deletes its messages, else to their list."""
+        return f"{self.several if may_choose else self.portal}?like={delivery.id}.{delivery.number}"
 
 
 def _domain(address: str) -> str:

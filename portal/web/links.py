@@ -27,6 +27,7 @@ from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.page import SignInPage
 from portal.web.auth.session import Sessions
 from portal.web.digest import DigestPages
+from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.request import Request
@@ -106,7 +107,7 @@ class LinkPages:
             recipient = self._recipient(request, link)
             self._record_open(request, link, recipient, link_open)
             if link.action is Action.OPEN:
-                return self._mail_sign_in(request, recipient, "/")
+                return self._mail_sign_in(request, recipient, _list_path(request))
             self._pages.check_user_gesture(request)
             response = self._digest.act(request, link, recipient)
             return self._with_device_cookie(request, response, recipient) if request.form("do") else response
@@ -257,10 +258,10 @@ class LinkPages:
     def _open(self, request: Request, recipient: str) -> HTTPResponse:
         """Return the page of *Open my quarantine*, with all methods to sign in."""
         if self._is_signed_in(request, recipient):
-            return self._pages.see_other("/")
+            return self._pages.see_other(_list_path(request))
         methods = self._sign_in_page.methods_of_link(request)
         response = self._pages.page(request, "open", reader=shown_address(recipient), methods=methods)
-        return self._sessions.keep_destination(response, "/", recipient)
+        return self._sessions.keep_destination(response, _list_path(request), recipient)
 
     def _mail_sign_in(self, request: Request, reader: str, destination: str) -> HTTPResponse:
         """Mail a sign-in link to the reader of a link. Others who have the digest cannot use it."""
@@ -303,6 +304,12 @@ class LinkPages:
         self._pages.check_same_origin(request)
         self._pages.check_user_gesture(request)
         return self._preferences.change(request, recipient, back="./")
+
+
+def _list_path(request: Request) -> str:
+    """Return the path of the list that a digest's link leads to: of similar messages if it names one of them."""
+    like = cursor(request.query("like"))
+    return f"/?like={name_of(like)}" if like else "/"
 
 
 def is_burst(opens: Sequence[LinkOpen]) -> bool:

@@ -377,17 +377,21 @@ def test_mails_with_the_same_bytes_are_one_row() -> None:
 
 def test_authenticated_or_dangerous_mail_is_never_grouped_under_other_mail() -> None:
     same = {"subject": "Invoice 1", "header_from": "Shop <shop@example.com>", "body_sha256": b"x" * 32}
+    virus = delivery(4, **same, verdict_tier=Tier.DANGEROUS)
     mail = mail_of(
         delivery(1, **same),
         delivery(2, **same, symbols=signed("example.com")),
         delivery(3, **same, verdict_tier=Tier.SUSPICIOUS),
-        delivery(4, **same, verdict_tier=Tier.DANGEROUS),
+        virus,
         delivery(5, **same, verdict_tier=Tier.DANGEROUS),
     )
     assert "similar message" in text_of(mail)
     assert text_of(mail).count("Release to my inbox:") == 2
     assert text_of(mail).count("Review:") == 1
     assert text_of(mail).count("Request release:") == 1
+    [similar] = {url for url in html_of(mail).links if "?like=" in url}
+    assert similar.endswith(f"?like={virus.id}.{virus.number}"), "to their list"
+    assert LINKS.verify(similar.split("/")[-2], NOW).action is Action.OPEN
 
 
 @pytest.mark.parametrize(

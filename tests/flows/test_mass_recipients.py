@@ -20,13 +20,13 @@ from digest.run import send_all, send_due
 from portal.batches.batch import Act, Outcome
 from portal.batches.mass import MassAct, Status
 from portal.model.errors import RelayRefused, StoreUnavailable
-from portal.model.message import Filter, Reader, State, Symbol, Tier
+from portal.model.message import Filter, Reader, Start, State, Symbol, Tier
 from portal.model.schedule import Preferences
 from portal.model.staff import Role
 from portal.stores import LEASE
 from portal.stores.records import Command, Job
 from portal.stores.shared import facet_index
-from tests.builders import ALICE, BOB, BY_LINK, MALLORY, now
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, now, rule
 from tests.conftest import MakeParts
 from tests.flows.masses import (
     BY_SHELL,
@@ -335,6 +335,20 @@ def test_the_mail_says_what_was_done(site: Site, act: Act, sentence: str) -> Non
     site.now += MINUTE
     [(to, text)] = mails_of(site, job)
     assert (to, sentence in text, "Number of messages: 2" in text) == (ALICE, True, True)
+
+
+def test_the_mail_says_which_restored_messages_are_not_held(site: Site) -> None:
+    by_rule = rule("example.net").as_actor
+    starts = [Start(State(state), by_rule) for state in ("blocked", "blocked", "passed")]
+    helds = [*hold(site, 1), *(site.hold(recipients=(ALICE,), starts={ALICE: start}) for start in starts)]
+    for held in helds:
+        site.parts.actions.delete(held.id, 0, BY_LINK)
+    job = choose(site, Act.RESTORE, notify=True)
+    site.now += MINUTE
+    [(_, text)] = mails_of(site, job)
+    assert [site.state(each).value for each in helds] == ["held", "blocked", "blocked", "passed"]
+    assert "Number of messages: 4" in text and "held for you" not in text
+    assert "Blocked again, as before their deletion: 2" in text and "Let through before their deletion: 1" in text
 
 
 def test_mails_are_queued_once_if_the_process_dies_in_between(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

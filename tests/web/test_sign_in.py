@@ -15,6 +15,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
+from portal.model.message import Tier
 from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.web.auth.client import client_name
@@ -373,6 +374,19 @@ def test_a_digests_open_leads_to_the_list(site: Site) -> None:
     assert session_recipient(browser) == ALICE
     assert browser.get(link).header("Location") == "/quarantine/"
     assert "Send me a sign-in link" in site.signed_in(MALLORY).get(link).text
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_digests_similar_messages_are_shown_after_the_sign_in(site: Site, named: bool) -> None:
+    held = site.hold(Tier.DANGEROUS, recipients=[ALICE])
+    link = f"{open_link(site)}?like={held.id}.0{'' if named else 'x'}"
+    place = f"/quarantine/?like={held.id}.0" if named else "/quarantine/"
+    browser = site.browser()
+    browser.get(link)
+    browser.post(link, {"pressed": "1"})
+    [mail] = sent(site)
+    assert browser.post(mail.link, {}).header("Location") == place
+    assert browser.get(link).header("Location") == place
 
 
 @pytest.mark.parametrize("action", [Action.SHOW, Action.OPEN])
