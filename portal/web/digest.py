@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from bottle import HTTPResponse
 
@@ -28,11 +29,20 @@ from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.request import Request
 from portal.web.results import keep_batch, kept
+from portal.web.rows import outcome_row
 
 _MAX_MESSAGES = 200  # on one page; the others follow when these have been released or deleted
 _FIELDS = ("do", "suspicious", "drawn")  # of the form, besides the ticks
 _UNDO_SECONDS = 600
 _SINCE = re.compile(r"[0-9]{1,11}", re.ASCII)
+# The outcome of what changed since the page was rendered, if this browser does not know its batch.
+_CHANGED_TO = {
+    State.RELEASED: Outcome.RELEASED,
+    State.RELEASING: Outcome.RELEASING,
+    State.DELETED: Outcome.DELETED,
+    State.REQUESTED: Outcome.REQUESTED,
+    State.HELD: Outcome.FAILED,
+}
 
 
 class DigestPages:
@@ -48,23 +58,26 @@ class DigestPages:
         if link.action is Action.FORWARDED:
             return self._pages.page(request, "forwarded", recipient=shown_address(recipient))
         digest = self._digest_of(link)
-        like = cursor(request.query("like"))
-        held, done = self._held(digest, like), self._changed_since(digest, request.query("since"))
-        listed = held[:_MAX_MESSAGES]
-        rows = self._pages.rows(request, [*listed, *done], recipient)
-        made = self._made(request, recipient)
+        like, made = cursor(request.query("like")), self._made(request, recipient)
+        held, result = self._held(digest, like), _result(digest, made, request.query("since"))
+        listed, done = held[:_MAX_MESSAGES], [each for outcome in result for each in outcome.deliveries]
+        rows = self._pages.rows(request, [*{each.key: each for each in (*listed, *done)}.values()], recipient)
+        of = {row.delivery.key: row for row in rows}
+        chosen = request.query("select") or ("all" if like else "")
         return self._pages.page(
             request,
             "several",
             recipient=shown_address(recipient),
-            mails=list(zip(map(_form_value, listed), rows, strict=False)),
+            mails=[(_form_value(each), of[each.key]) for each in listed],
             more=max(0, len(held) - _MAX_MESSAGES),
-            is_group=like is not None,
-            done=rows[len(listed) :],
+            group=_group(like),
+            is_chosen=chosen == "all",
+            act=_act_of(made),
+            outcomes=[outcome_row(each.outcome, each.number, [of[d.key] for d in each.deliveries]) for each in result],
+            is_result=_SINCE.fullmatch(request.query("since")) is not None and made is not None,
             rest=request.query("rest") == "1",
             nothing=request.query("none") == "1",
             may_undo=_has_deleted(made),
-            undone=_restored(made) if request.query("since") else None,
             drawn=int(self._pages.now().timestamp()),
             form=new_id(),
         )
@@ -77,7 +90,7 @@ class DigestPages:
                 return self._pages.see_other("./")
             return self._preferences.revoke(request, recipient, via="link")
         like = cursor(request.query("like"))
-        group = f"like={name_of(like)}" if like else ""
+        group = _group(like)
         made = self._made(request, recipient) if request.form("do") == "restore" else None
         chosen = self._selected(self._digest_of(link), " ".join(request.all_of_form("mail")).split())
         if made is not None and _has_deleted(made):
@@ -169,15 +182,45 @@ class DigestPages:
         by_name = {_form_value(d): d for d in digest.deliveries if self._is_listed(d)}
         return [by_name[name] for name in dict.fromkeys(ticked) if name in by_name][:_MAX_MESSAGES]
 
-    def _changed_since(self, digest: Digest, since: str) -> list[Delivery]:
-        """Return the deliveries of this digest that changed at or after ``since``, in seconds since the epoch."""
-        if not _SINCE.fullmatch(since):
-            return []
+
+class _Outcome(NamedTuple):
+    """Deliveries of a digest with the same outcome."""
+
+    outcome: Outcome
+    number: int
+    deliveries: Sequence[Delivery]  # those that are named
+
+
+def _result(digest: Digest, made: Job | None, since: str) -> list[_Outcome]:
+    """Return the result that a page shows: of the batch that this browser made, else of what changed at or after
+    ``since``, in seconds since the epoch. Empty without ``since``."""
+    if not _SINCE.fullmatch(since):
+        return []
+    named: dict[Outcome, list[Delivery]] = {}
+    if made is not None:
+        progress, of = Progress.from_json(made.progress), {each.key: each for each in digest.deliveries}
+        named = {outcome: [of[key] for key in keys if key in of] for outcome, keys in progress.named.items()}
+        counts = progress.counts
+    else:
         rendered_at = datetime.fromtimestamp(int(since), UTC)
-        changed = [
-            d for d in digest.deliveries if d.state_at >= rendered_at and (d.state is not State.HELD or d.reason)
-        ]
-        return changed[:_MAX_MESSAGES]
+        for each in digest.deliveries:
+            if each.state_at >= rendered_at and (outcome := _CHANGED_TO.get(each.state)) and not _is_untouched(each):
+                named.setdefault(outcome, []).append(each)
+        counts = {outcome: len(found) for outcome, found in named.items()}
+    return [_Outcome(each, counts[each], named.get(each, ())) for each in Outcome if counts.get(each)]
+
+
+def _is_untouched(delivery: Delivery) -> bool:
+    return delivery.state is State.HELD and not delivery.reason
+
+
+def _act_of(job: Job | None) -> str:
+    return Batch.from_json(job.arguments).act.value if job else ""
+
+
+def _group(like: DeliveryId | None) -> str:
+    """Return the part of a query that limits the page to a group of similar messages."""
+    return f"like={name_of(like)}" if like else ""
 
 
 def _form_value(delivery: Delivery) -> str:
@@ -187,10 +230,3 @@ def _form_value(delivery: Delivery) -> str:
 
 def _has_deleted(job: Job | None) -> bool:
     return job is not None and Progress.from_json(job.progress).counts.get(Outcome.DELETED, 0) > 0
-
-
-def _restored(job: Job | None) -> int | None:
-    """Return how many deletions a batch has undone, None if it is another one."""
-    if job is None or Batch.from_json(job.arguments).act is not Act.RESTORE:
-        return None
-    return Progress.from_json(job.progress).counts.get(Outcome.RESTORED, 0)

@@ -288,12 +288,12 @@ class OutcomeRow:
     text: str  # to be translated
     number: int
     is_unchanged: bool  # the action was not performed
-    rows: list[Row]  # of unchanged deliveries, at most `batch.NAMED`
+    rows: Sequence[Row]  # those that are named, at most `batch.NAMED`
 
     @property
     def more(self) -> int:
-        """The unchanged deliveries that are not in ``rows``."""
-        return self.number - len(self.rows) if self.is_unchanged else 0
+        """The deliveries that are not in ``rows``, if some are."""
+        return self.number - len(self.rows) if self.rows else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +315,11 @@ class BatchRow:
         return self.is_finished and any(each.text == _OUTCOMES[Outcome.DELETED] for each in self.outcomes)
 
 
+def outcome_row(outcome: Outcome, number: int, rows: Sequence[Row]) -> OutcomeRow:
+    """Return the view model of the deliveries with an outcome. ``rows``: those that are named."""
+    return OutcomeRow(_OUTCOMES[outcome], number, not outcome.is_done, rows)
+
+
 def batch_row(id: UUID, batch: Batch, progress: Progress, rows: Sequence[Row], *, is_finished: bool) -> BatchRow:
     """Return the view model of a batch. ``rows``: of the deliveries that it left unchanged, or of the only one."""
     by_key = {row.delivery.key: row for row in rows}
@@ -326,11 +331,10 @@ def batch_row(id: UUID, batch: Batch, progress: Progress, rows: Sequence[Row], *
         done=progress.done,
         total=max(progress.total, progress.done),
         outcomes=[
-            OutcomeRow(
-                text=_OUTCOMES[outcome],
-                number=progress.counts[outcome],
-                is_unchanged=not outcome.is_done,
-                rows=[by_key[key] for key in progress.named.get(outcome, ()) if key in by_key and not outcome.is_done],
+            outcome_row(
+                outcome,
+                progress.counts[outcome],
+                [by_key[key] for key in progress.named.get(outcome, ()) if key in by_key and not outcome.is_done],
             )
             for outcome in Outcome
             if progress.counts.get(outcome)

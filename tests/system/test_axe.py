@@ -202,7 +202,7 @@ def links_of_digest(site: LocalSite) -> dict[Action, str]:
 
 def pages_of_links(links: dict[Action, str]) -> list[str]:
     several = links[Action.SEVERAL]
-    queries = ("", "?since=1&rest=1", "?none=1")
+    queries = ("?select=all", "?since=1&rest=1", "?none=1")
     return [*(several + query for query in queries), links[Action.FORWARDED], links[Action.PREFERENCES]]
 
 

@@ -169,7 +169,7 @@ def test_chosen_mails_are_released_to_this_recipient_and_the_others_are_not(site
     assert [mail.recipients for mail in relay.mails] == [[ALICE]] * 2
     assert [site.state(held) for held in helds] == [State.RELEASED, State.HELD, State.RELEASED]
     assert [site.state(held, 1) for held in helds] == [State.HELD] * 3, "Bob's"
-    assert page.count("Released on") == 2
+    assert page.count("Released on") == 2 and "<details><summary>Released: 2</summary>" in page
     assert names(page) == [f"{helds[1].id}.0"]
     assert "__Host-quarantine-device" in browser.cookies, "a press sets the device cookie"
 
@@ -190,7 +190,9 @@ def test_the_browser_that_deleted_several_can_undo_it_for_ten_minutes(site: Site
     digest, browser, other = send_digest(site), site.browser(), site.browser()
     path = several(site, digest)
     page = choose(browser, path, "delete", [f"{helds[0].id}.0"], browser.get(path).text)
-    assert "Undo deletion" in page and "Undo deletion" not in other.get(path + "?since=1").text
+    assert "Undo deletion" in page and "<details open><summary>Deleted: 1</summary>" in page
+    page = other.get(path + "?since=1").text
+    assert "<summary>Deleted: 1</summary>" in page and "Undo deletion" not in page
     other.post_all(path, [("do", "restore")])
     assert site.state(helds[0]) is State.DELETED
     page = browser.follow(browser.post_all(path, [("do", "restore")]), path).text
@@ -213,7 +215,7 @@ def test_an_undo_that_comes_too_late_says_so(site: Site) -> None:
     choose(browser, path, "delete", [f"{held.id}.0"], browser.get(path).text)
     site.parts.actions.restore(held.id, 0, BY_OPERATOR)
     page = browser.follow(browser.post_all(path, [("do", "restore")]), path).text
-    assert "Nothing was changed." in page and "Deletion undone" not in page
+    assert "Not changed, not deleted: 1" in page and "Deletion undone" not in page
 
 
 def test_suspicious_messages_of_a_digest_are_released_after_their_cautions(site: Site, relay: SmtpServer) -> None:
@@ -224,8 +226,9 @@ def test_suspicious_messages_of_a_digest_are_released_after_their_cautions(site:
     page = browser.post_all(path, body).text
     assert "Release only the others (1)" in page and "macro" in page and not relay.mails
     for press, state in (("leave", State.HELD), ("release", State.RELEASED)):
-        browser.post_all(path, [("suspicious", press), *body])
+        page = browser.follow(browser.post_all(path, [("suspicious", press), *body]), path).text
         assert (site.state(spam), site.state(macro)) == (State.RELEASED, state)
+        assert ("<summary>Not released, check these first: 1</summary>" in page) is (press == "leave")
 
 
 def test_near_identical_mails_are_listed_together(site: Site) -> None:
@@ -251,6 +254,20 @@ def test_similar_messages_have_a_page_of_their_own_with_all_of_them_selected(sit
     for nonsense in (f"{other.id}.7", f"{digest.id}.0"):
         assert names(browser.get(f"{several(site, digest)}?like={nonsense}").text) == []
     assert len(names(browser.get(f"{several(site, digest)}?like=nonsense").text)) == 2
+
+
+def test_a_link_selects_all_messages_of_the_page_or_none(site: Site) -> None:
+    helds = [site.hold(subject=subject) for subject in ("Order 1", "Other", "Order 2")]
+    path, browser = several(site, send_digest(site)), site.browser()
+    group = f"like={helds[2].id}.0"
+    for shown, count, link in (
+        ("", 0, "select=all"),
+        ("?select=all", 3, "select=none"),
+        (f"?{group}", 2, f"select=none&amp;{group}"),
+        (f"?select=none&{group}", 0, f"select=all&amp;{group}"),
+    ):
+        page = browser.get(f"{path}{shown}").text
+        assert page.count(" checked") == count and f'<a href="./?{link}">' in page
 
 
 @pytest.mark.parametrize("do", ["release", "delete"])
