@@ -89,14 +89,19 @@ def moment(text: str, zone: tzinfo, now: datetime, *, ends_day: bool = False) ->
     return found
 
 
-def _number(text: str, zone: tzinfo, now: datetime) -> float:
+def number(text: str) -> float:
+    """Return the number of a text. Raises ValueError."""
     try:
-        number = float(text)
+        found = float(text)
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+        found = math.nan
+    if not math.isfinite(found):
         raise ValueError(f"{_quoted(text)} is not a number: use one like 15 or 7.5")
-    return number
+    return found
+
+
+def _number(text: str, zone: tzinfo, now: datetime) -> float:
+    return number(text)
 
 
 def _network(text: str, zone: tzinfo, now: datetime) -> IPv4Network | IPv6Network:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl, urlencode
@@ -17,18 +17,17 @@ from uuid import UUID
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, new_id
+from portal.model.message import Delivery, DeliveryId, Reader, State, first_id, new_id
 from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.ranking import Section as Likelihood
-from portal.model.reasons import ALL_REASONS
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
-from portal.model.tiers import TIER_NAMES
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import Counts, Page
-from portal.stores.search import NEWEST_MAX, needs_filtering, phrases, wanted_terms
+from portal.stores.search import NEWEST_MAX, needs_filtering
 from portal.stores.senders import KNOWN_MAX, addresses_in
 from portal.web.auth.session import Sessions
+from portal.web.filters import filters
 from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, name_of, named_message
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -131,13 +130,16 @@ class Inbox:
         listing, habits = _as_usual(request, Listing.of(parse_qsl(request.query_string)))
         reader = self._reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
+        since, visits = self._visits(request)
+        # A page that begins with the newest message says how many of its messages are new.
+        new = DeliveryId(first_id(since + timedelta(milliseconds=1)), 0) if since else None
         counts = self._store.deliveries.counts(
-            reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0, since=listing.before or listing.down_to
+            reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0, since=listing.cursor or new
         )
         part = self._part(listing, reader, viewer, counts)
         if part is None:
-            kept_names = [pair for pair in parse_qsl(request.query_string) if pair[0] not in ("down_to", "at")]
-            return self._pages.see_other(f"/?{urlencode(kept_names)}" if kept_names else "/")
+            left = urlencode([each for each in parse_qsl(request.query_string) if each[0] not in ("down_to", "at")])
+            return self._pages.see_other(f"/?{left}" if left else "/")
         deliveries = [each for group in part.groups for each in (group.newest, *group.others[:_LISTED_OTHERS])]
         job = session.job if session.job and self._pages.batches.is_of_reader(session.job, session.recipient) else None
         named = listed(job) if job else [result.key] if result.key else []
@@ -145,7 +147,6 @@ class Inbox:
         acted = {key.message_id for key in named} | ({undone} if undone else set())
         of = self._rows(request, reader, deliveries, acted)
         done = [of[key] for key in named if key in of]
-        since, visits = self._visits(request)
         response = self._pages.page(
             request,
             "list",
@@ -154,6 +155,7 @@ class Inbox:
             listing=listing,
             here=listing.query(select=""),
             views=_views(listing, counts, viewer),
+            news=_news(listing, counts, since, viewer),
             sections=_sections(listing, part, of, since, viewer),
             bulk_acts=BULK_ACTS.get(listing.view, ()),
             more_acts=MORE_ACTS.get(listing.view, ()),
@@ -164,13 +166,8 @@ class Inbox:
             elsewhere=[]
             if part.groups or part.older or part.newer or named
             else self._elsewhere(listing, reader, viewer, counts),
-            has_phrase=len(phrases(listing.get("q"))) > 0,
-            words_fit=wanted_terms(Filter(words=listing.get("q"))) is not None,
-            chips=_chips(listing, viewer),
             sizes=SIZES,
-            tiers=TIER_NAMES,
-            reasons=_reasons(listing, of.values(), request.language.gettext),
-            mailboxes=[(each, shown_address(each)) for each in reader.identities] if len(reader.identities) > 1 else [],
+            **filters(listing, reader, of.values(), viewer),
             ranked_max=RANKED_MAX,
             all_likely=_all_likely(listing, part, counts),
             act=result.act,
@@ -319,19 +316,20 @@ def _row_of(rows: Mapping[DeliveryId, Row], message_id: UUID | None, number: int
     )
 
 
-def _reasons(listing: Listing, rows: Iterable[Row], _: Callable[[str], str]) -> list[tuple[str, str]]:
-    """Return the choices of the filter by reason: (reason, its translation). Those of the page's messages are first."""
-    near = {listing.get("reason"), *(each for row in rows for each in row.reasons)} - {""}
-    texts = [(each, _(each)) for each in near.union(ALL_REASONS)]
-    return sorted(texts, key=lambda pair: (pair[0] not in near, pair[1].casefold()))
-
-
 def _messages_before(listing: Listing, counts: Counts) -> int:
     """Return the number of messages from the first one to the page's `before` or `down_to`: of a list without filters,
     as long as `counts` counts so many; else as the pages have counted them."""
-    if listing.is_filtered or counts.since is None:
+    if listing.is_filtered or counts.since is None or listing.cursor is None:
         return listing.at
     return sum(counts.since.get(state, 0) for state in VIEWS[listing.view])
+
+
+def _news(listing: Listing, counts: Counts, since: datetime | None, viewer: Viewer) -> tuple[str, str] | None:
+    """Return how many messages of the list are new, and since when; None if none are, or they were not counted."""
+    if since is None or counts.since is None or listing.cursor or listing.skip or listing.is_filtered:
+        return None
+    number = sum(counts.since.get(state, 0) for state in VIEWS[listing.view])
+    return (viewer.language.number(number), viewer.language.short_moment(since, viewer.zone)) if number else None
 
 
 def _position(
@@ -370,38 +368,6 @@ def _views(listing: Listing, counts: Counts, viewer: Viewer) -> list[tuple[str, 
         for view in VIEWS
         if view != "blocked" or numbers[view] or view == listing.view
     ]
-
-
-_CHIPS = {
-    "sender": N_("Sender"),
-    "since": N_("From day"),
-    "until": N_("To day"),
-    "tier": N_("Kind"),
-    "reason": N_("Reason"),
-    "attachment": N_("With attachments"),
-    "mailbox": N_("Mailbox"),
-    "like": N_("Similar to one message"),
-}
-
-
-def _chips(listing: Listing, viewer: Viewer) -> list[tuple[str, str, str]]:
-    """Return the filters that are in use: (name to be translated, value, query string without the filter)."""
-    _ = viewer.language.gettext
-    values = {name: listing.get(name) for name in _CHIPS}
-    days = listing.filter(viewer.zone)
-    shown = values | {
-        "since": viewer.language.date(days.since, viewer.zone) if days.since else values["since"],
-        # The filter ends at the midnight after the day.
-        "until": viewer.language.date(days.until - timedelta(seconds=1), viewer.zone)
-        if days.until
-        else values["until"],
-        "tier": _(next((text for tier, text in TIER_NAMES.items() if tier == values["tier"]), values["tier"])),
-        "reason": _(values["reason"]) if values["reason"] else "",
-        "mailbox": shown_address(values["mailbox"]),
-        "attachment": "",
-        "like": "",
-    }
-    return [(text, shown[name], listing.query(**{name: ""})) for name, text in _CHIPS.items() if values[name]]
 
 
 def _sections(

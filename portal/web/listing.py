@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from portal.model import criteria
 from portal.model.message import DeliveryId, Filter, Reader, State, Tier, parse_id
 
 # The links above the list, and the states that each of them shows.
@@ -30,6 +31,7 @@ _SIZE = "25"
 RANKED_MAX = 300  # the newest messages that are put in order of the likeliest mistakes
 _NO_DELIVERY = DeliveryId(UUID(int=0), 0)
 _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
+_FROM = re.compile(r'(?:^|\s)from:\s*(?:"([^"]+)"?|([^\s"]\S*))', re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
 _LENGTHS = {  # the parameters, and the most characters of each
     "state": 10,
@@ -38,6 +40,8 @@ _LENGTHS = {  # the parameters, and the most characters of each
     "since": 10,
     "until": 10,
     "tier": 10,
+    "score-min": 8,
+    "score-max": 8,
     "reason": 120,
     "attachment": 1,
     "mailbox": 320,
@@ -51,7 +55,9 @@ _LENGTHS = {  # the parameters, and the most characters of each
     "select": 8,
 }
 _OF_PAGE = ("before", "down_to", "at", "skip", "select")  # the others stay the same on all pages of a list
-_OF_FILTERS = ("q", "sender", "since", "until", "tier", "reason", "attachment", "mailbox", "like")
+_OF_FILTERS = (
+    *("q", "sender", "since", "until", "tier", "score-min", "score-max", "reason", "attachment", "mailbox", "like"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +68,17 @@ class Listing:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[str, str]]) -> Listing:
-        """Return the listing of a query's names and values; the last value of a name wins."""
+        """Return the listing of a query's names and values; the last value of a name wins.
+
+        ``from:NAME`` in the search is the filter by sender.
+        """
         texts = ((name, _without_controls(value)) for name, value in pairs if name in _LENGTHS)
-        return cls({name: value[: _LENGTHS[name]] for name, value in texts if value.strip()})
+        values = {name: value[: _LENGTHS[name]] for name, value in texts if value.strip()}
+        words = values.get("q", "")
+        if match := _FROM.search(words):
+            left = f"{words[: match.start()]} {words[match.end() :]}".strip()
+            values |= {"q": left, "sender": match[1] or match[2]}
+        return cls({name: value for name, value in values.items() if value})
 
     @classmethod
     def of_query(cls, query: str) -> Listing:
@@ -133,6 +147,11 @@ class Listing:
         return None if self.before else cursor(self.get("down_to"))
 
     @property
+    def cursor(self) -> DeliveryId | None:
+        """`before` or `down_to`, None for the first page."""
+        return self.before or self.down_to
+
+    @property
     def skip(self) -> int:
         """The rows on the pages before this one, if `is_ranked`."""
         return _number(self.get("skip"))
@@ -140,7 +159,7 @@ class Listing:
     @property
     def at(self) -> int:
         """The messages from the first one to `before` or `down_to`, as the pages counted them, unless `is_ranked`."""
-        return _number(self.get("at")) if self.before or self.down_to else 0
+        return _number(self.get("at")) if self.cursor else 0
 
     def older(self, before: DeliveryId, at: int) -> str:
         """Return the query string of the page that begins after this delivery, the last one of ``at`` messages."""
@@ -161,6 +180,8 @@ class Listing:
             since=since,
             until=until,
             tiers=frozenset({tier}) if tier else frozenset(),
+            score_min=_score(self.get("score-min")),
+            score_max=_score(self.get("score-max")),
             reason=self.get("reason"),
             has_attachment=self.get("attachment") != "",
             # A text that is not a key shows nothing, like the key of no delivery.
@@ -202,6 +223,13 @@ def place_of(text: str) -> tuple[str, str]:
 
 def _number(text: str) -> int:
     return int(text) if _NUMBER.fullmatch(text) else 0
+
+
+def _score(text: str) -> float | None:
+    try:
+        return criteria.number(text)
+    except ValueError:
+        return None
 
 
 def _without_controls(text: str) -> str:

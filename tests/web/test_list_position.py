@@ -154,6 +154,19 @@ def test_newer_leads_back_from_any_page_to_the_first_one(
     assert shown(first.text) == [f"{id}.0" for id, _ in late[::-1]]
 
 
+def test_a_page_without_matches_leads_on_in_its_direction(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.stores.search.EXAMINED_MAX", 5)
+    helds = fill(site, 12)
+    shop = site.hold(header_from="The Shop <a@b.example>")
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/?sender=hop&down_to={helds[0].message_id}.0").text
+    for _ in range(2):
+        assert "No matches here. Choose “Newer” to continue." in page
+        answer = browser.get(link(page, "prev"))
+        page = answer.text if answer.status == 200 else browser.follow(answer, "/").text
+    assert shown(page) == [f"{shop.id}.0"] and "Choose “Older”" in browser.get(f"{link(page, 'next')}").text
+
+
 def test_a_large_mailbox_has_more_messages_than_are_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox, "_COUNTED", 40)
     fill(site, 110)

@@ -204,7 +204,7 @@ def listed(browser: Browser, query: str) -> list[str]:
 
 
 def test_filters_narrow_the_list(site: Site) -> None:
-    site.hold(subject="plain", header_from="Shop <news@shop.example>")
+    site.hold(subject="plain", header_from="Shop <news@shop.example>", score=15.5)
     site.hold(subject="with file", symbols=(Symbol("HAS_ATTACHMENT", 0.0), Symbol("BAYES_SPAM", 5.0)))
     site.hold(tier=Tier.SUSPICIOUS, subject="macro", symbols=(Symbol("FORGED_SENDER", 5.0),))
     site.hold(tier=Tier.DANGEROUS, subject="virus")
@@ -212,6 +212,15 @@ def test_filters_narrow_the_list(site: Site) -> None:
     assert listed(browser, "") == ["virus", "macro", "with file", "plain"]
     assert listed(browser, "?sender=SHOP.example") == ["plain"]
     assert listed(browser, "?attachment=1") == ["with file"]
+    for search in ("from:shop.example", "FROM: shop.example", 'plain from:"Shop <news"', "from:news pla"):
+        assert listed(browser, "?" + urlencode({"q": search, "sender": "promo"})) == ["plain"]
+    page = browser.get("/?q=from:news+plain").text
+    assert 'name="q" value="plain"' in page and 'name="sender" value="news"' in page and "<bdi>news</bdi>" in page
+    assert listed(browser, "?q=from:") == listed(browser, "?q=from") == []
+    assert listed(browser, "?score-min=17.4&score-max=17.6") == ["virus", "macro", "with file"]
+    assert listed(browser, "?score-max=17") == ["plain"]
+    assert listed(browser, "?score-min=x&score-max=nan&tier=suspicious") == ["macro"]
+    assert "Highest score: <bdi>17</bdi>" in browser.get("/?score-max=17").text
     assert listed(browser, "?tier=suspicious") == ["macro"]
     assert listed(browser, "?tier=dangerous&sender=promo") == ["virus"]
     assert listed(browser, "?q=file&attachment=1") == ["with file"]
@@ -302,10 +311,14 @@ def test_what_was_held_since_the_last_visit_is_marked(site: Site) -> None:
     assert '<span class="chip">New' not in browser.get("/").text
     site.pass_time(hours=3)
     for _ in range(3):  # during the whole visit
-        assert browser.get("/").text.count('<span class="chip">New') == 1
+        page = browser.get("/").text
+        assert page.count('<span class="chip">New') == 1
+        assert re.search(r'<p class="news">New since \w+ \d+ \w+, \d\d:\d\d: 1</p>', page)
         site.pass_time(minutes=20)
+    assert 'class="news"' not in browser.get("/?q=first").text + browser.get("/?state=deleted").text
     site.pass_time(hours=2)
-    assert '<span class="chip">New' not in browser.get("/").text
+    page = browser.get("/").text
+    assert '<span class="chip">New' not in page and 'class="news"' not in page
     for value in ("x", "9" * 40, "1.2.3"):
         browser.cookies["__Host-quarantine-visit"] = value
         assert browser.get("/").status == 200

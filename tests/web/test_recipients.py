@@ -68,6 +68,7 @@ def test_the_page_says_what_staff_need_to_know(site: Site) -> None:
     ):
         assert text in page, text
     assert "Bob" not in page and BOB not in page
+    assert page.index('href="#acts"') < page.index("Invoice 7") < page.index('id="acts"')
 
 
 @pytest.mark.parametrize("typed", ["Alice+x@Example.ORG", " alice@example.org", "Sales@example.net"])

@@ -32,7 +32,7 @@ LISTS = (
     "?select=matching",
 )
 SEARCHES = (
-    *("?q=offer&sender=example.net&tier=spam&since=2020-01-01", "?q=offer&attachment=1", "?tier=dangerous"),
+    *("?q=offer&sender=example.net&tier=spam&since=2020-01-01", "?q=offer&attachment=1&score-min=3", "?tier=dangerous"),
     *("?sender=hop", "?attachment=1", "?reason=absent", "?q=offer&order=likely", "?q=%22offer+absent%22"),
 )
 SIMILAR = ("?like=ID", "?like=ID&select=matching", "?like=ID&order=likely", "?like=ID&q=absent&attachment=1")
