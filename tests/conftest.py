@@ -36,6 +36,7 @@ from portal.keys import read_keys
 from portal.mail import render
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
+from portal.stores.postgres import database
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.shared import facets
 from tests.databases import Databases
@@ -87,9 +88,11 @@ def compiled_templates() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def patient_searches() -> Iterator[None]:
-    """Allow searches over all messages ten times as long: on a busy machine a second may pass without any work."""
+def patient_stores() -> Iterator[None]:
+    """Allow searches over all messages, and waiting for a connection, longer: on a busy machine a second may pass
+    without any work. Programs that tests start keep their limits."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "POOL_WAIT_SECONDS", 5 * database.POOL_WAIT_SECONDS)
         for name in ("_PAGE", "_COUNT", "_GROUPS", "_CATCH_UP", "_SORT", "_SCORES"):
             patch.setattr(facets, f"{name}_SECONDS", 10 * getattr(facets, f"{name}_SECONDS"))
         yield
