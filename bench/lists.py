@@ -33,7 +33,8 @@ from portal.web.pages import sha256
 
 SMALL, LARGE, EACH, PAGE = 10_000, 1_000_000, 100, 25
 CALLS, SESSIONS = 100, 30  # in a round
-BAR, HEALTH_BAR = "< 30 / < 100, ≤ 1.3", "< 2 / –, ≤ 1.3"
+BAR, TRIAGE_BAR, HEALTH_BAR = "< 30 / < 100, ≤ 1.3", "< 60 / –, ≤ 1.3", "< 2 / –, ≤ 1.3"
+REASON = "Several signs of spam"  # of all messages
 ROW = b'class="mail"'  # in each row of a list
 SUBJECT = b"Offer"  # on the pages of a message
 _NUMBERS = count(500_000_000)  # of real mails
@@ -119,11 +120,12 @@ class _Site:
         with posted:
             return self._store.messages.add(posted.export, posted.body, Tier.SPAM, ()).id
 
-    def page(self, words: str = "", rows: int = PAGE) -> None:
-        """Get the list of a random session, or a search that finds this many messages."""
+    def page(self, rows: int = PAGE, **parameters: str) -> None:
+        """Get the list of a random session with these parameters of its address. It must show this many messages."""
         session = random.choice(self._sessions)
-        words = words.format(rare=fill.rare_word(self.people, self.count, session.recipient))
-        self._get(session, "?" + urllib.parse.urlencode({"q": words}) if words else "", rows)
+        rare = fill.rare_word(self.people, self.count, session.recipient)
+        query = urllib.parse.urlencode({name: value.format(rare=rare) for name, value in parameters.items()})
+        self._get(session, f"?{query}" if query else "", rows)
 
     def message(self, view: str = "") -> None:
         """Open a real mail: its text, or another view."""
@@ -159,9 +161,14 @@ class _Site:
 
 _PAGES: dict[str, tuple[Callable[[_Site], None], str]] = {  # with their bars
     "the page GET /": (_Site.page, BAR),
-    "a search for a word of all messages": (partial(_Site.page, words="offer"), BAR),
-    "a search for a word of one message": (partial(_Site.page, words="{rare}", rows=1), BAR),
-    "a search that finds nothing": (partial(_Site.page, words="absent", rows=0), BAR),
+    "the page of 50": (partial(_Site.page, size="50", rows=50), TRIAGE_BAR),
+    "the page of 100": (partial(_Site.page, size="100", rows=100), TRIAGE_BAR),
+    "the page of 100, likely mistakes first,": (partial(_Site.page, order="likely", size="100", rows=100), TRIAGE_BAR),
+    "the page of 25, likely mistakes first,": (partial(_Site.page, order="likely"), TRIAGE_BAR),
+    "the page of a reason": (partial(_Site.page, reason=REASON), TRIAGE_BAR),
+    "a search for a word of all messages": (partial(_Site.page, q="offer"), BAR),
+    "a search for a word of one message": (partial(_Site.page, q="{rare}", rows=1), BAR),
+    "a search that finds nothing": (partial(_Site.page, q="absent", rows=0), BAR),
     "the page of a message": (_Site.message, BAR),
     "the source of a message": (partial(_Site.message, view="source"), BAR),
     "a message as its sender made it": (_Site.formatted, BAR),
