@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType
@@ -31,9 +31,12 @@ from jinja2 import BytecodeCache, Environment
 from jinja2.bccache import Bucket
 from psycopg import sql
 
+from portal import shipped
 from portal.assemble import Parts, assemble
 from portal.keys import read_keys
 from portal.mail import render
+from portal.mail.languages import Language
+from portal.model import tiers
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
 from portal.stores.postgres import database
@@ -80,10 +83,24 @@ class _CompiledTemplates(BytecodeCache):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_templates() -> Iterator[None]:
-    """Use `_CompiledTemplates`. Programs that tests start compile their own templates."""
+def shared_templates() -> Iterator[None]:
+    """Share the shipped templates, and the patterns of tiers, among all `Parts`: each test makes some.
+
+    Programs that tests start make their own.
+    """
+    make, made = render.Render._make_environment, dict[str, Environment]()
+
+    def shared(self: render.Render, folders: list[Path], language: Language) -> Environment:
+        if folders != [shipped("templates")]:
+            return make(self, folders, language)
+        if language.tag not in made:
+            made[language.tag] = make(self, folders, language)
+        return made[language.tag]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(render, "Environment", partial(Environment, bytecode_cache=_CompiledTemplates()))
+        patch.setattr(render.Render, "_make_environment", shared)
+        patch.setattr(tiers, "translate", cache(tiers.translate))
         yield
 
 
