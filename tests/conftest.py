@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from fnmatch import translate
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -100,7 +101,7 @@ def shared_templates() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(render, "Environment", partial(Environment, bytecode_cache=_CompiledTemplates()))
         patch.setattr(render.Render, "_make_environment", shared)
-        patch.setattr(tiers, "translate", cache(tiers.translate))
+        patch.setattr(tiers, "translate", cache(translate))
         yield
 
 

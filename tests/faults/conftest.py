@@ -34,13 +34,14 @@ _ROWS = pytest.StashKey[dict[str, _Row]]()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Run the short forms with the system tests, one by one: they take minutes, and need time limits that hold.
+    """Run the short forms with the system tests, apart: they take minutes, and need time limits that hold.
 
     pytest calls this for the tests of this folder only.
     """
     if not item.get_closest_marker("faults"):
         item.add_marker(pytest.mark.system)
-        item.add_marker(pytest.mark.alone)
+        if not item.get_closest_marker("alone"):
+            item.add_marker(pytest.mark.apart)
 
 
 @pytest.fixture

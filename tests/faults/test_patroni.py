@@ -17,7 +17,7 @@ from tests.faults.serving import PATIENCE_SECONDS, Senders, assert_whole
 from tests.faults.test_kills import in_words
 from tests.system.services import wait_for
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
 
 PAUSE_SECONDS = {
     "kill": TTL_SECONDS + 5,

@@ -26,6 +26,8 @@ from tests.paths import ROOT
 from tests.smtp_server import SmtpServer
 from tests.system.services import folder, wait_for
 
+pytestmark = pytest.mark.alone
+
 LONG = 300
 
 

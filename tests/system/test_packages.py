@@ -33,7 +33,7 @@ from tools.packages.release import debian_version
 OLDER = "0.2.0-1"
 STORE = "/var/lib/quarantine/store"
 SETTINGS = "/etc/rspamd-quarantine/quarantine.toml"
-pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.apart, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

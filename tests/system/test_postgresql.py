@@ -19,7 +19,7 @@ from portal.stores import open_store
 from tests.builders import ALICE, BY_LINK, digesting, hold, now
 from tests.system.services import ROOT, folder, pgbouncer, postgres
 
-pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.apart, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
