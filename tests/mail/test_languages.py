@@ -27,6 +27,7 @@ from portal.model.links import Action
 from portal.model.message import Actor, ActorKind, Tier
 from portal.model.schedule import Preferences
 from portal.model.text import TAGS, wrapped
+from portal.web.auth.page import Methods
 from tests.builders import ALICE
 from tests.smtp_server import SmtpServer
 from tests.web_client import Site
@@ -62,6 +63,7 @@ def test_a_browser_that_prefers_an_unknown_language_gets_the_sites() -> None:
     assert negotiated("tlh", "de") == negotiated("", "de") == "de"
 
 
+MAILED_LINK = Methods([], takes_passwords=False, mailed_link=True)
 _DOMAIN = '[domains."example.org"]\nlanguage = "de"'
 PLACES = {  # settings, preferences, and the expected `lang`
     "a person's own": ("", Preferences(language="de"), "de"),
@@ -281,9 +283,7 @@ def test_a_site_can_replace_texts(tmp_path: Path) -> None:
         "site_style": False,
         "problem": "",
         "problem_url": "",
-        "takes_passwords": False,
-        "mailed_link": True,
-        "providers": (),
+        "methods": MAILED_LINK,
         "left": None,
     }
     german, english = (render.page("sign-in", language=tag, **values) for tag in ("de", "en"))
@@ -320,9 +320,7 @@ def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: p
         "site_style": False,
         "problem": "",
         "problem_url": "",
-        "takes_passwords": False,
-        "mailed_link": True,
-        "providers": (),
+        "methods": MAILED_LINK,
         "left": None,
     }
     page = Render("de", site_folder=tmp_path).page("sign-in", **values)
@@ -351,9 +349,7 @@ def test_an_invalid_translation_file_of_a_site_stops_nothing(tmp_path: Path, tex
         "site_style": False,
         "problem": "",
         "problem_url": "",
-        "takes_passwords": False,
-        "mailed_link": True,
-        "providers": (),
+        "methods": MAILED_LINK,
         "left": None,
     }
     assert "Anmelden" in Render("de", site_folder=tmp_path).page("sign-in", **values)
@@ -419,9 +415,7 @@ def test_every_page_says_its_language_and_direction(tag: str) -> None:
         leads_back=False,
         problem="",
         problem_url="",
-        takes_passwords=False,
-        mailed_link=True,
-        providers=(),
+        methods=MAILED_LINK,
         left=None,
         root="",
         static=str,
