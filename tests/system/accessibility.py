@@ -1,12 +1,14 @@
-"""Rules for every page: what a screen reader says of it, from the browser's accessibility tree, and what fits."""
+"""Rules for every page: what a screen reader says of it, from the browser's accessibility tree, what fits, and axe."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
-from playwright.sync_api import Page
+from axe_playwright_python.base import AXE_SCRIPT
+from playwright.sync_api import BrowserContext, Page
 
 _NODE = re.compile(r"""^ *- '?(?P<role>[a-z]+)(?: "(?P<name>(?:[^"\\]|\\.)*)")?(?P<states>(?: \[[^]]*\])*)""")
 _URL = re.compile(r"^ *- /url: (.*)$")
@@ -19,6 +21,56 @@ _SMALL_TARGETS = """() => [...document.querySelectorAll("a[href], button, input:
     .filter(([one, box]) => one.checkVisibility({visibilityProperty: true}) && box.width > 1 && box.height > 1
         && (box.width < 23.5 || box.height < 23.5) && !(one.matches("a") && getComputedStyle(one).display === "inline"))
     .map(([one, box]) => `${Math.round(box.width)}x${Math.round(box.height)} ${one.outerHTML.slice(0, 100)}`)"""
+
+_COLOUR_RULES = ["color-contrast", "link-in-text-block"]
+# axe reads the style sheets for css-orientation-lock alone, an experimental rule, which is off.
+_RUN = """([elements, options]) => axe.run(elements ?? document, {
+    resultTypes: ["violations"], preload: {assets: ["media"]}, ...options}).then(found => found.violations)"""
+# For each text: a hash of all styles by which these rules judge it, with those of what it is painted on. `window.texts`
+# keeps one element for each.
+_TEXTS = r"""() => {
+    const under = new Map(), own = ["color", "fontSize", "fontWeight", "textDecoration", "textShadow", "borderBottom"];
+    const back = ["backgroundColor", "backgroundImage", "opacity", "filter", "mixBlendMode"];
+    const hash = text => [...text].reduce((sum, letter) => (sum * 31 + letter.charCodeAt(0)) | 0, 7);
+    window.texts = new Map();
+    for (const one of document.querySelectorAll("*")) {
+        const style = getComputedStyle(one), parent = under.get(one.parentElement) ?? "";
+        const ground = parent + back.map(name => style[name]).join() + ";";
+        under.set(one, parent && ground.endsWith(";rgba(0, 0, 0, 0),none,1,none,normal;") ? parent : ground);
+        const hasText = [...one.childNodes].some(each => each.nodeType === 3 && each.data.trim());
+        const {width, height} = one.getBoundingClientRect();  // of texts for screen readers: 1 pixel
+        if (!hasText && !one.matches("input, textarea, select") || width < 2 || height < 2) continue;
+        if (!one.checkVisibility({visibilityProperty: true})) continue;
+        const around = one.parentElement ? getComputedStyle(one.parentElement).color : "";
+        const key = [one.localName, one.matches(":disabled"), around, under.get(one), ...own.map(name => style[name])];
+        const number = hash(key.join("|"));
+        if (!window.texts.has(number)) window.texts.set(number, one);
+    }
+    return [...window.texts.keys()] }"""
+
+
+class Axe:
+    """axe-core in the pages of a context. It judges the colours of texts with the same styles on three pages only."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        context.add_init_script(f"if (window === top) {{ {AXE_SCRIPT} }}")
+        self._judged: Counter[int] = Counter()
+
+    def violations(self, page: Page) -> list[dict[str, Any]]:
+        """Return the violations of axe's rules, and of those of colours in light and dark: no others depend on them."""
+        others = {"rules": {name: {"enabled": False} for name in _COLOUR_RULES}}
+        found: list[dict[str, Any]] = page.evaluate(_RUN, [None, others]) + self._colours(page)
+        page.emulate_media(color_scheme="dark")
+        found += self._colours(page)
+        page.emulate_media(color_scheme="light")
+        return found
+
+    def _colours(self, page: Page) -> list[dict[str, Any]]:
+        new = [key for key in page.evaluate(_TEXTS) if self._judged[key] < 3]
+        self._judged.update(new)
+        run = f"([keys, options]) => ({_RUN})([keys.map(key => texts.get(key)), options])"
+        violations: list[dict[str, Any]] = page.evaluate(run, [new, {"runOnly": _COLOUR_RULES}]) if new else []
+        return violations
 
 
 @dataclass

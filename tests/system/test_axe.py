@@ -1,16 +1,16 @@
 """axe-core on the digest and the pages, light and dark, on a wide screen and a small phone.
 
-Each page is opened once for each screen. In dark mode axe checks the colours only: nothing else depends on them."""
+Each page is opened once for each screen."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyotp
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from jinja2 import Environment, Template
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
@@ -25,7 +25,7 @@ from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, rule
 from tests.imap_server import CERTIFICATE, ImapServer
 from tests.paths import ROOT
-from tests.system.accessibility import misfits, unclear
+from tests.system.accessibility import Axe, misfits, unclear
 from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
 from tests.system.samples import hold_samples
 
@@ -39,6 +39,7 @@ def store_url(files_url: str) -> str:
 
 
 PROXY_SECRET = "p" * 32
+AXES: WeakKeyDictionary[Page, Axe] = WeakKeyDictionary()
 
 
 @pytest.fixture
@@ -53,7 +54,9 @@ def page(browser: Browser, size: dict[str, int]) -> Iterator[Page]:
     viewport = ViewportSize(width=size["width"], height=640)
     context = browser.new_context(viewport=viewport, color_scheme="light", reduced_motion="reduce")
     context.set_default_timeout(60_000)  # milliseconds; other tests keep the cores and the disk busy
-    yield context.new_page()
+    page = context.new_page()
+    AXES[page] = Axe(context)
+    yield page
     context.close()
 
 
@@ -61,10 +64,7 @@ def findings(page: Page) -> list[str]:
     """Return axe's findings, and what neither fits nor reads well. Of a digest only what is serious or critical."""
     is_page = "/quarantine" in page.url  # web mail has the landmarks, and a digest repeats its buttons
     found = unclear(page) + misfits(page) if is_page else []
-    violations = Axe().run(page).response["violations"]
-    page.emulate_media(color_scheme="dark")
-    violations += page.evaluate("axe.run({runOnly: ['color-contrast', 'link-in-text-block']})")["violations"]
-    page.emulate_media(color_scheme="light")
+    violations = AXES[page].violations(page)
     return found + [
         f"{page.title()}: {one['id']} ({one['impact']}): {node['html'][:150]} {node['failureSummary']}"
         for one in violations
