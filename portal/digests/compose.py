@@ -8,6 +8,7 @@ docs/decisions/digest-mail.md has the reasons.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +26,7 @@ from portal.model.domains import shown_address
 from portal.model.errors import SettingsError
 from portal.model.links import Action, Links
 from portal.model.message import Delivery, State
-from portal.model.ranking import Group, Section, ranked
+from portal.model.ranking import KINDS, Group, Section, ranked
 from portal.model.rights import ReleaseRight
 from portal.model.sender import from_address
 from portal.stores.records import Digest
@@ -41,6 +42,8 @@ _URLS = {  # of the whole digest, by their names in the template
     "forwarded": Action.FORWARDED,
     "portal": Action.OPEN,
 }
+_UNWANTED_ROWS = 10  # if nothing looks wanted and there are more rows, only the first are listed
+_FIRST_ROWS = 5
 _DANGEROUS_ROWS = 5  # so many dangerous messages are listed even if the others would take all rows
 # A domain name is the only text of held messages in the subject: short ASCII leaves little space for hostile text.
 _DOMAIN = re.compile(r"(?=.{4,40}\Z)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]")
@@ -124,21 +127,35 @@ class _Listed:
         others = [group for group in groups if group.section is not Section.DANGEROUS]
         return cls(others, groups[len(others) :], len(digest.deliveries) - _size(groups))
 
+    @property
+    def likely(self) -> list[Group]:
+        """The likely mistakes."""
+        return [group for group in self.others if group.section is Section.LIKELY_MISTAKES]
+
+    def _kinds(self) -> list[tuple[str, int]]:
+        """Return how many messages there are of each kind, in order, without kinds of which there are none."""
+        counts = Counter[str]()
+        for group in [*self.others, *self.dangerous]:
+            counts[group.kind] += group.size
+        return [(kind, counts[kind]) for kind in KINDS if counts[kind]]
+
     def rows(self, builder: Builder, max_rows: int) -> tuple[list[Row], list[Row]]:
-        """Return the rows of both, together at most so many."""
+        """Return the rows of both, together at most so many; a few if nothing looks wanted and there are many."""
+        if not self.likely and len(self.others) + len(self.dangerous) > _UNWANTED_ROWS:
+            max_rows = min(max_rows, _FIRST_ROWS)
         others, dangerous = _shares(max_rows, len(self.others), len(self.dangerous))
         return builder.rows(self.others, others), builder.rows(self.dangerous, dangerous)
 
     def values(self, rows: Sequence[Row], dangerous: Sequence[Row], count: int) -> dict[str, Any]:
         """Return what the template says of them, with ``count`` of these rows. `several` is without a row for it."""
         first, last = _shares(count, len(rows), len(dangerous))
-        likely = [group for group in self.others if group.section is Section.LIKELY_MISTAKES]
-        held, domains = _size(self.others) + _size(self.dangerous), _domains(likely)
+        held, domains = _size(self.others) + _size(self.dangerous), _domains(self.likely)
         found: dict[str, Any] = {
-            "wanted": _size(likely),
+            "wanted": _size(self.likely),
             "count": held,
             "telling": ", ".join(domains[:DOMAINS]),
             "domains": domains,
+            "kinds": self._kinds(),
             "gone": self.gone,
             "rows": rows[:first],
             "dangerous": dangerous[:last],

@@ -23,6 +23,7 @@ from email.utils import format_datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unicodedata import bidirectional
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -101,6 +102,7 @@ _PLAIN_LOCAL = re.compile(r"""[^\s()<>@,;:\\"\[\].]+(\.[^\s()<>@,;:\\"\[\].]+)*|
 # Outlook for Windows breaks no words, and widens a table for them. A comment for it alone has a space without width.
 _LONG_WORD = re.compile(r"([^\s\u2e80-\uffff]{32})(?=[^\s\u2e80-\uffff])")
 _BREAK = Markup("<!--[if mso]>&#8203;<![endif]-->")
+_DIRECTIONS = {"L": "ltr", "R": "rtl", "AL": "rtl"}  # of strong characters (UAX #9)
 _UTC = ZoneInfo("UTC")
 
 
@@ -171,7 +173,7 @@ class Render:
         # `_(sender)` printed the sender's own tags, and failed at a percent sign.
         environment.install_gettext_callables(language.gettext, language.ngettext, newstyle=False)  # type: ignore[attr-defined]
         environment.filters["shown"] = shown
-        environment.filters["breakable"] = _breakable
+        environment.filters["isolated"] = _isolated(language.direction)
         environment.filters["shown_address"] = shown_address
         environment.filters["number"] = language.number
         environment.filters["percent"] = language.percent
@@ -315,6 +317,26 @@ def site_problems(site_folder: Path) -> list[tuple[str, str]]:
                 (name, f"uses unknown values ({', '.join(sorted(unknown))}): the shipped one may be used instead")
             )
     return found
+
+
+def _isolated(direction: str) -> Callable[[str], Markup]:
+    """Return a filter for texts of messages in mails: their direction does not change what is beside them.
+
+    Browsers isolate a span with `dir`. Word knows neither isolation nor `bdi`: the mark after the span stops the text
+    from moving numbers and punctuation that follow it. Texts in the ``direction`` of the mail need neither.
+    """
+    mark = "&rlm;" if direction == "rtl" else "&lrm;"
+
+    def isolated(text: str) -> Markup:
+        html = _breakable(text)
+        if text.isascii() and direction == "ltr":
+            return html
+        found = [each for letter in text if (each := _DIRECTIONS.get(bidirectional(letter)))]
+        if all(each == direction for each in found):
+            return html
+        return Markup(f'<span dir="{found[0]}">{html}</span>{mark}')  # noqa: S704 - HTML already
+
+    return isolated
 
 
 def _breakable(text: str) -> Markup:

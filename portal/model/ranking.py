@@ -41,6 +41,8 @@ class Section(IntEnum):
 
 
 _HEADINGS = (N_("Likely mistakes"), N_("Other messages"), N_("Possibly dangerous messages"))
+BULK, LIKELY_SPAM, CHECK_FIRST = N_("Bulk mail"), N_("Likely spam"), N_("Check first")
+KINDS = (_HEADINGS[0], BULK, LIKELY_SPAM, CHECK_FIRST, _HEADINGS[2])  # in the order of a summary; to be translated
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,20 @@ class Group:
             return Section.LIKELY_MISTAKES
         if not self.trusted or message.tier is not Tier.SPAM:
             return Section.OTHERS
-        is_bulk = any(symbol.name in _BULK_SYMBOLS for symbol in message.symbols)
-        return Section.OTHERS if is_bulk else Section.LIKELY_MISTAKES
+        return Section.OTHERS if self._is_bulk else Section.LIKELY_MISTAKES
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`, which are finer than the sections."""
+        if self.section is not Section.OTHERS:
+            return self.section.heading
+        if self.newest.message.tier is Tier.SUSPICIOUS:
+            return CHECK_FIRST
+        return BULK if self._is_bulk else LIKELY_SPAM
+
+    @property
+    def _is_bulk(self) -> bool:
+        return any(symbol.name in _BULK_SYMBOLS for symbol in self.newest.message.symbols)
 
 
 def ranked(deliveries: Iterable[Delivery], known: Collection[str]) -> list[Group]:

@@ -288,7 +288,36 @@ def test_the_preview_names_the_domains_of_likely_mistakes_alone() -> None:
     mail = mail_of(*(delivery(n, header_from=f"X <x@{host}>", symbols=signed(host)) for n, host in enumerate(hosts)))
     assert "Likely mistakes: @example.net, @a.example, @b.example" in html_of(mail).words
     assert "@c.example" not in html_of(mail).words.partition("Mail quarantine\n")[0]
-    assert "Likely mistakes" not in html_of(mail_of(delivery(1))).words
+    assert beside_subject(mail_of(delivery(1))) == "Held messages are removed after 30 days."
+
+
+def beside_subject(mail: EmailMessage) -> str:
+    """Return the hidden text of the HTML part, which mail programs show beside the subject."""
+    part = parsed(mail).get_body(("html",))
+    assert part is not None
+    [found] = re.findall(r'<div style="display:none[^>]*>(.*?)</div>', part.get_content(), re.DOTALL)
+    return squeezed(found).strip()
+
+
+def test_a_digest_in_which_nothing_looks_wanted_is_short() -> None:
+    bulk, macro = (Symbol("HAS_LIST_UNSUB", -0.01), *signed()), Tier.SUSPICIOUS
+    held = [
+        *(delivery(n, subject=f"Letter {'abc'[n]}", symbols=bulk) for n in range(3)),
+        *(delivery(n, subject=f"Pills {'abcde'[n - 3]}") for n in range(3, 8)),
+        delivery(8, subject="Macro", verdict_tier=macro),
+        delivery(9, subject="Virus", verdict_tier=Tier.DANGEROUS),
+    ]
+    summary = "Bulk mail: 3 · Likely spam: 5 · Check first: 1 · Possibly dangerous messages: "
+    for more, rows in (([], 10), ([delivery(10, subject="Worm", verdict_tier=Tier.DANGEROUS)], 5)):
+        mail = mail_of(*held, *more)
+        text, count = squeezed(text_of(mail)), f"{summary}{1 + len(more)}"
+        assert mail["Subject"] == f"{10 + len(more)} messages held, none looks wanted"
+        assert text.count(" Show: ") == rows and text.count(count) == 1
+        assert beside_subject(mail) == f"{count}. Held messages are removed after 30 days."
+        assert squeezed(html_of(mail).words).count(count) == 2, "it can be read as well"
+        assert ("6 more messages are not listed here. 1 of them is possibly dangerous." in text) == bool(more)
+    assert squeezed(text_of(mail_of(*held, *more, max_rows=2))).count(" Show: ") == 2
+    assert summary not in squeezed(text_of(mail_of(*held, delivery(11, symbols=signed())))), "that one may be wanted"
 
 
 @pytest.mark.parametrize(
@@ -418,7 +447,7 @@ def test_50_rows_with_two_links_each_fit_before_gmail_clips(language: str) -> No
                 n,
                 subject=f"{words[n % 5]} {chr(97 + n % 26) * 3}",
                 header_from=f"{names[n % 5]} <letters{n}@shop.example.com>",
-                symbols=found,
+                symbols=found if n else signed("shop.example.com"),
             )
             for n in range(50)
         ),
@@ -437,7 +466,7 @@ def test_50_rows_with_two_links_each_fit_before_gmail_clips(language: str) -> No
 def test_a_line_too_long_for_8bit_is_sent_the_safer_way() -> None:
     name = "💰" * 80  # a name of the maximum length; with address and markup more than 998 octets
     held = [delivery(n, header_from=f"{name} <{'ä' * 100}{n}@example.net>", subject="é" * 120) for n in range(60)]
-    mail = mail_of(*held, max_rows=60, language="ja")
+    mail = mail_of(*held, delivery(60, symbols=signed()), max_rows=60, language="ja")
     assert len(mail.as_bytes()) <= MAIL_BYTES
     assert max(map(len, mail.as_bytes().splitlines())) <= 998
 
@@ -452,7 +481,8 @@ def test_a_small_digest_is_quoted_printable_in_every_language() -> None:
 def test_ten_thousand_mails_make_one_bounded_digest() -> None:
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     mail = mail_of(
-        *(delivery(n, subject=" ".join(words[int(d)] for d in str(n)), score=float(n)) for n in range(10_000)),
+        delivery(0, symbols=signed()),
+        *(delivery(n, subject=" ".join(words[int(d)] for d in str(n)), score=float(n)) for n in range(1, 10_000)),
         max_rows=50,
     )
     assert len(mail.as_bytes()) <= MAIL_BYTES
@@ -460,13 +490,14 @@ def test_ten_thousand_mails_make_one_bounded_digest() -> None:
     listed = text.count("Release to my inbox:")
     assert listed >= 45
     assert f"{10_000 - listed:,} more messages are not listed here." in text
-    assert str(mail["Subject"]) == "10,000 messages held, none looks wanted"
+    assert str(mail["Subject"]) == "1 of 10,000 held messages may be wanted: example.net"
 
 
 @pytest.mark.parametrize("subject", ["请查收您的发票十一月份账单已经可以下载" * 8, "ä&<" * 60, "x" * 200])
 @pytest.mark.slow
 def test_500_rows_stay_below_90_000_octets_and_the_rest_is_named(subject: str) -> None:
-    mail = mail_of(*(delivery(n, subject=subject) for n in range(500)), max_rows=500)
+    held = [delivery(n, subject=subject, symbols=() if n else signed()) for n in range(500)]
+    mail = mail_of(*held, max_rows=500)
     size = len(mail.as_bytes())
     assert size <= MAIL_BYTES
     assert size > MAIL_BYTES - 4_000, "as many rows as fit"

@@ -66,6 +66,9 @@ _LIMIT = """known => {
   }
   // html-bdi is unknown there; css-display-none does not hide tables in a hidden element.
   for (const one of document.querySelectorAll("bdi")) one.replaceWith(...one.childNodes)
+  // Nor does it isolate text (css-unicode-bidi); it knows the attribute dir, but not its value "auto".
+  for (const one of document.querySelectorAll("[dir=auto]")) one.removeAttribute("dir")
+  for (const one of document.querySelectorAll("span[dir]")) one.style.unicodeBidi = "embed"
 }"""
 
 

@@ -151,6 +151,41 @@ def test_long_words_of_senders_do_not_widen_it(site: LocalSite, page: Page, show
     assert word[:100] in part(mail, "plain"), "the text part has it as it is"
 
 
+# Where the first letter, the punctuation at the end and what follows are, from left to right.
+_PLACES = """([text, after]) => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), range = document.createRange()
+  const place = (node, at) => {
+    range.setStart(node, at)
+    range.setEnd(node, at + 1)
+    return range.getBoundingClientRect().left
+  }
+  const found = {}
+  while (walker.nextNode()) {
+    const node = walker.currentNode, at = node.data.indexOf(text), next = node.data.indexOf(after)
+    if (at >= 0) Object.assign(found, {first: place(node, at), end: place(node, at + text.length - 1)})
+    if (next >= 0) found.after = place(node, next)
+  }
+  return Object.keys(found).sort((one, other) => found[one] - found[other])
+}"""
+
+
+@pytest.mark.parametrize(("show", "width"), PLACES[2:3], ids=IDS[2:3])
+@pytest.mark.parametrize(
+    ("language", "text", "direction"),
+    [("en", "ab \u05d0\u05d1", "ltr"), ("en", "\u05d0\u05d1!", "rtl"), ("ar", "Offers!", "ltr")],
+)
+def test_the_direction_of_a_name_moves_nothing_beside_it(
+    site: LocalSite, page: Page, show: Show, text: str, direction: str
+) -> None:
+    """In Word as well, which knows no `bdi`: the punctuation of a name is at its end, and its address after it."""
+    site.hold(recipients=[ALICE], header_from=f"{text} <9@x.example>")
+    show(page, part(site.digest(), "html"))
+    own = ["first", "end"] if direction == "ltr" else ["end", "first"]
+    assert page.evaluate(_PLACES, [text, "9@x.example"]) == (
+        ["after", *own] if site.parts.settings.digest.language == "ar" else [*own, "after"]
+    )
+
+
 @pytest.mark.parametrize(("show", "width"), PLACES, ids=IDS)
 def test_the_mail_with_a_sign_in_link_has_a_button(site: LocalSite, page: Page, show: Show, width: int) -> None:
     page.goto(f"{site.parts.settings.public_url}/sign-in")

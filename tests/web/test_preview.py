@@ -90,6 +90,7 @@ def of_a_role(site: Site) -> None:
 def many(site: Site) -> None:
     """Hold more than fit: how many rows are shown depends on the length of each link."""
     letters = "абвгдежзийклмнопрстуфхцчшщъыьэюя"
+    hold(site.store, recipients=[ALICE], symbols=SIGNED)
     for number in range(60):
         subject = "".join(letters[(number * 7 + n * (number + 1)) % 32] for n in range(100))
         hold(
