@@ -33,6 +33,8 @@ from tests.system.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL, PHONE, DESKTOP = 320, 390, 1000  # pixels wide
+# Nobody asks the mail server.
+COMPANY = {"proxy__secret": "p" * 32, "proxy__title": "Example Company", "imap__host": "127.0.0.1"}
 # Pictures of the digest by language: names, widths, colour schemes.
 DIGESTS = {
     "en": [
@@ -66,7 +68,7 @@ def main(folder: Path) -> None:
             for language in gallery.LANGUAGES:
                 with (
                     site_in(language, mail__admin_address="postmaster@example.org") as site,
-                    site_in(language, proxy__secret="p" * 32, proxy__title="Example Company") as company,
+                    site_in(language, **COMPANY) as company,
                 ):
                     gallery.take(Stage(site, company, language, browser), language, Path(parts))
             gallery.make_sheets(browser, Path(parts), folder)

@@ -9,7 +9,8 @@ from digest import news
 from digest.housekeeping import run_batches, send_queued
 from digest.notices import send_notices
 from portal.model.links import Action
-from portal.model.message import Tier
+from portal.model.message import Start, Tier
+from portal.model.message import State as DeliveryState
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, rule
 from tests.system.local_site import read_mail
 from tests.system.samples import PROVEN, WANTED, hold_samples
@@ -33,6 +34,39 @@ def _mailed_link(stage: Stage) -> None:
 def _release(stage: Stage) -> None:
     stage.link(Action.RELEASE, stage.wanted)
     stage.press("main form button.main")
+
+
+def _undone(stage: Stage) -> None:
+    stage.link(Action.DELETE, stage.of(Tier.SPAM))
+    stage.press("main form button.main")
+    stage.press("button[name=undo]")
+
+
+def _show_of_company(stage: Stage) -> None:
+    held = stage.company.hold(
+        recipients=[ALICE], subject="Minutes of Thursday", header_from="Jane Doe <jane@partner.example>"
+    )
+    stage.page.goto(stage.company.link(Action.SHOW, held))
+
+
+def _several_done(stage: Stage) -> None:
+    for number in (1, 2, 3):
+        stage.new(subject=f"Reminder {number}", header_from=f"Invoices <a{number}@invoices.example>")
+    stage.site.digest()
+    digest = stage.site.store.digests.last(ALICE)
+    assert digest is not None
+    stage.page.goto(stage.site.parts.links.url(Action.SEVERAL, digest.id, 0, digest.issued_at))
+    for box in stage.page.locator("input[type=checkbox]").all()[:2]:
+        box.check()
+    stage.press("button[name=do][value=delete]")
+
+
+def _blocked(stage: Stage) -> None:
+    for number in (1, 2):
+        start = Start(DeliveryState.BLOCKED, rule("lottery.example").as_actor)
+        sender, subject = f"Lottery <win{number}@lottery.example>", f"You won, part {number}"
+        stage.site.hold(recipients=(ALICE,), starts={ALICE: start}, header_from=sender, subject=subject)
+    stage.go("?state=blocked")
 
 
 def _list(stage: Stage) -> None:
@@ -155,6 +189,13 @@ def _denied(stage: Stage) -> None:
     stage.go(f"messages/{held.id}/")
 
 
+def _withdrawn(stage: Stage) -> None:
+    held, actions = stage.new(Tier.DANGEROUS, subject="Photos of the party"), stage.site.parts.actions
+    actions.request_release(held.id, 0, BY_LINK, reason="They are from our neighbours.")
+    actions.withdraw_request(held.id, 0, BY_LINK)
+    stage.go(f"messages/{held.id}/")
+
+
 def _rule_made(stage: Stage) -> None:
     held = stage.new(subject="Last reminder", header_from="Billing <billing@invoices.example>", symbols=PROVEN)
     stage.go(f"messages/{held.id}/")
@@ -202,6 +243,7 @@ _MESSAGES = [
         lambda s: s.go(f"messages/{s.of(Tier.DANGEROUS).id}/"),
     ),
     State("denied", "A dangerous message whose release was denied", "/messages/ID/", _denied),
+    State("withdrawn", "A dangerous message whose request was withdrawn", "/messages/ID/", _withdrawn),
     State("rule-made", "After *Delete and block sender*", "/messages/ID/", _rule_made),
     State(
         "formatted",
@@ -235,6 +277,7 @@ BEFORE = {
             lambda s: s.link(Action.REQUEST, s.of(Tier.DANGEROUS)),
         ),
         State("link-show", "*Show*", "/link/TOKEN/", lambda s: s.link(Action.SHOW, s.wanted)),
+        State("link-show-company", "*Show*, with all methods to sign in", "/link/TOKEN/", _show_of_company),
         State("link-open", "*Open my quarantine*", "/link/TOKEN/", lambda s: s.digest_link(Action.OPEN)),
         State(
             "link-several", "Several messages of the digest", "/link/TOKEN/", lambda s: s.digest_link(Action.SEVERAL)
@@ -260,10 +303,12 @@ BEFORE = {
         ),
         State("link-invalid", "A link that does not work", "/link/TOKEN/", lambda s: s.go("link/nonsense/")),
         State("link-released", "After *Release*", "/link/TOKEN/", _release),
+        State("link-undone", "After *Undo* of *Delete*", "/link/TOKEN/", _undone),
+        State("link-several-done", "Several messages, after *Delete*", "/link/TOKEN/", _several_done),
     ],
     "Sign-in": [
         State("sign-in", "Sign-in", "/sign-in", lambda s: s.go("sign-in")),
-        State("sign-in-company", "Sign-in by a company's proxy", "/sign-in", _company),
+        State("sign-in-company", "Sign-in by a company's proxy, by password or by link", "/sign-in", _company),
         State("not-here", "An address without a quarantine", "/sign-in/proxy", _not_here),
         State("about", "About this quarantine", "/about", lambda s: s.go("about")),
         State(
@@ -281,6 +326,7 @@ BEFORE = {
         State("list-likely", "Likely mistakes first", "/", lambda s: s.go("?order=likely")),
         State("list-like", "Messages of one mailing", "/", lambda s: s.go(f"?like={s.of(Tier.SPAM).id}.0")),
         State("list-states", "All states", "/", _states),
+        State("list-blocked", "Blocked messages", "/", _blocked),
         State("list-senders", "*Always block* for several messages", "/messages", _senders),
         State("list-check", "One of the selected messages is suspicious", "/messages", _check),
         State("list-refused", "The mail server refuses some of several messages", "/", _refused),
