@@ -134,3 +134,24 @@ def test_the_methods_are_those_of_the_sign_in_page_in_its_order(
             assert page.count('"button large main"') + page.count('"main large"') == 1
             browser.post(url, {"pressed": "1"})
             assert len(sent(other)) == expected.count(link)
+
+
+def test_links_that_do_not_work_offer_nothing_and_scanners_are_not_signed_in(site: Site, held: Held) -> None:
+    for good in (site.link(Action.SHOW, held), open_link(site)):
+        scanner = site.browser()
+        for method in ("HEAD", "GET", "GET"):
+            assert scanner.request(method, f"{good}?next=//evil.example").status == 200
+        scanner.post(good, {})
+        assert session_recipient(scanner) is None
+        altered = good.replace(good.rstrip("/")[-20:], "A" * 20)
+        old = site.link(Action.SHOW, held, minutes_old=400 * 24 * 60)
+        for bad in (altered, old, f"{good}%0d%0aSet-Cookie:x=y/", good.replace("/link/", "/link//evil.example/")):
+            browser = site.browser()
+            answer = browser.get(bad)
+            assert answer.status in (303, 404, 410) and not offered(answer.text), bad
+            assert browser.cookies == {} and "evil.example" not in (answer.header("Location") or "")
+    site.store.recipients.revoke_links(ALICE, site.now)
+    for revoked in (site.link(Action.SHOW, held, minutes_old=1), good):
+        browser = site.browser()
+        assert browser.get(revoked).status == 404 and browser.cookies == {}
+    assert sent(site) == []
