@@ -396,6 +396,7 @@ class Run:
         known = known_senders(self.parts.store, [digest.effective_reader]).get(digest.recipient, ())
         try:
             mail = self._mail(digest, mail_id, known, is_first=False)
+            self.parts.store.digests.repeat(digest)
             reply = self.parts.mailer.send("", digest.address, [mail], has_8bit=not mail.isascii())
         except Exception as error:
             self._report.failed(digest.recipient, error)

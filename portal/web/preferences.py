@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import time, timedelta
+from datetime import datetime, time, timedelta
 from functools import cache
 from uuid import UUID
 
@@ -138,6 +138,7 @@ class PreferencePages:
         upcoming = plan.next_time(self._pages.now())
         good, result_text = _RESULT_TEXTS.get(request.query("done"), (True, ""))
         language, zone = request.language, plan.zone
+        live, live_until = self._live_links(person)
         all_zones = bool(request.query("zones")) or "timezone" in fields.wrong
         return self._pages.page(
             request,
@@ -163,8 +164,17 @@ class PreferencePages:
             usual_language=own_name(usual.language),
             zones=_zones(fields.timezone, language.tag) if all_zones else (),
             zone_name=zone.key,
+            live=live,
+            live_until=language.moment(live_until, zone) if live_until else "",
             languages=[(tag, own_name(tag)) for tag in TAGS],
         )
+
+    def _live_links(self, person: Person) -> tuple[int, datetime | None]:
+        """Return how many digests and notices of a recipient have links that work, and until when the newest do."""
+        lifetime = self._pages.parts.links.lifetime
+        since = max(filter(None, [self._pages.now() - lifetime, person.links_valid_from]))
+        count, newest = self._store.digests.issued_since(person.recipient, since)
+        return count, newest and newest + lifetime
 
     def change(self, request: Request, recipient: str, *, back: str, session: Session | None = None) -> HTTPResponse:
         """Apply a posted form of the page, then redirect (303) to ``back``, which shows the result."""

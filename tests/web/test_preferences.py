@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import time, timedelta
+from datetime import datetime, time, timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -349,6 +349,31 @@ def test_only_our_own_form_changes_anything(site: Site, held: Held, portal: Page
             assert portal.browser.request("POST", where, form=form, headers=headers).status == 403
     assert portal.browser.post("/preferences", form).status == 403, "without the form's token"
     assert chosen(site) == chosen(site, BOB) == NO_PREFERENCES
+
+
+def test_the_page_says_how_many_digests_have_links_that_work(site: Site, held: Held, server: SmtpServer) -> None:
+    def said(until: datetime | None = None) -> str:
+        page = site.signed_in(ALICE).get("/preferences").text
+        [found] = re.findall(r"<p>([^<]*(?:digest|notice)[^<]* links that [^<]*)</p>", page)
+        day = f"{until + timedelta(days=14):%-d %B}" if until else ""
+        assert day in found
+        return str(found)
+
+    first = site.now
+    assert said() == "No digest or notice has links that still work."
+    run.send_all(site.parts, site.now)
+    assert said(first).startswith("1 digest or notice has links that work, until ")
+    site.pass_time(days=3)
+    site.hold()
+    run.send_all(site.parts, site.now)
+    assert said(site.now).startswith("2 digests and notices have links that work, the newest until ")
+    site.pass_time(days=12)
+    assert said(first + timedelta(days=3)).startswith("1 digest")
+    run.resend(site.parts, site.now, ALICE)
+    assert said(site.now).startswith("1 digest"), "its links are new"
+    site.pass_time(seconds=5)
+    site.store.recipients.revoke_links(ALICE, site.now)
+    assert said().startswith("No digest")
 
 
 def test_a_revoked_or_foreign_link_opens_nothing(site: Site, held: Held) -> None:

@@ -130,6 +130,15 @@ class Digests(ABC):
         (`DIGESTS_KEPT`)."""
 
     @abstractmethod
+    def issued_since(self, recipient: str, since: datetime) -> tuple[int, datetime | None]:
+        """Return how many digests and notices with links dated from ``since`` on were sent to a recipient, and the date
+        of the newest links, None without any."""
+
+    @abstractmethod
+    def repeat(self, digest: Digest) -> None:
+        """Record that a digest that was sent earlier is sent once more, with links dated ``digest.issued_at``."""
+
+    @abstractmethod
     def get(self, digest_id: UUID) -> Digest:
         """Return a digest with those of its deliveries that are still kept, oldest first; without any until it is
         recorded as sent. Kept for `DIGESTS_KEPT`. Raises NotFound."""

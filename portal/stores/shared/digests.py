@@ -42,6 +42,10 @@ _UPCOMING = (
     " (select listed from digest where digest.id = r.digest_id) as listed, ({0}) as released_from"
     " from (select 1) one left join recipient r on r.recipient = :recipient"
 )
+_ISSUED = (
+    "select count(*) as issued, max(issued_at) as issued_at from digest"
+    " where recipient = :recipient and sent_at is not null and issued_at >= :since"
+)
 _LAST = (
     "where recipient = :recipient and sent_at is not null and not is_notice order by issued_at desc, id desc limit 1"
 )
@@ -255,6 +259,15 @@ class SqlDigests(Digests):
         )
         with self._engine.reading() as session:
             return dict(session.many(sent, recipients=list(recipients)))
+
+    def issued_since(self, recipient: str, since: datetime) -> tuple[int, datetime | None]:
+        with self._engine.reading() as session:
+            row = session.one(_ISSUED, recipient=recipient, since=since)
+        return (row[0], row[1]) if row else (0, None)
+
+    def repeat(self, digest: Digest) -> None:
+        with self._engine.writing(durable=False) as session:
+            session.execute("update digest set issued_at = :issued_at where id = :id", digest)
 
     def get(self, digest_id: UUID) -> Digest:
         with self._engine.reading() as session:
