@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import timedelta
 from email.utils import format_datetime
 from itertools import chain
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from portal.mail.relay import Relay
 from portal.model.errors import (
     AlreadyDone,
     NotAllowed,
@@ -41,6 +41,7 @@ from portal.model.message import (
     State,
     Tier,
 )
+from portal.model.record import record
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
 from portal.model.vote import Label
@@ -50,6 +51,9 @@ from portal.policy.release_requests import NOT_BY_RECIPIENTS, ReleaseRequests
 from portal.scanning import RELEASE_SECONDS, Scanning
 from portal.stores.durations import Measured, sending
 from portal.stores.lifecycle import is_past
+
+if TYPE_CHECKING:
+    from portal.mail.relay import Relay
 
 log = logging.getLogger("quarantine.release")
 
@@ -63,7 +67,7 @@ _SCAN_TRIES = 4  # of a release, in a quarter of an hour
 Check = Callable[[Delivery], object]  # raises NotAllowed, or does nothing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Actions(ReleaseRequests):
     """Actions on deliveries, with their permission checks, and the portal's mail about them."""
 

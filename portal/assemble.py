@@ -6,32 +6,36 @@ import logging
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from portal.actions import Actions
 from portal.keys import read_keys
-from portal.mail.relay import Relay
-from portal.mail.render import Render
 from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.links import Links
-from portal.model.log_lines import JsonFormatter, LineFormatter, leave_out_unused
 from portal.model.message import identity
 from portal.model.tiers import Tiers
 from portal.people import Directory
 from portal.policy.domains import Domains
-from portal.policy.forgetting import Forgetting
-from portal.policy.learning import Learning
-from portal.policy.recipients import Recipients
-from portal.policy.rulebook import Rulebook
-from portal.policy.second_factor import SecondFactors
-from portal.policy.staff import Staff
-from portal.policy.tokens import Tokens
-from portal.rspamd import Rspamd
-from portal.scanning import Scanning
 from portal.settings import Settings
 from portal.stores import Store, notes, open_store
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
+
+    from portal.actions import Actions
+    from portal.mail.relay import Relay
+    from portal.mail.render import Render
+    from portal.policy.forgetting import Forgetting
+    from portal.policy.learning import Learning
+    from portal.policy.recipients import Recipients
+    from portal.policy.rulebook import Rulebook
+    from portal.policy.second_factor import SecondFactors
+    from portal.policy.staff import Staff
+    from portal.policy.tokens import Tokens
+    from portal.rspamd import Rspamd
+    from portal.scanning import Scanning
 
 log = logging.getLogger("quarantine.settings")
 
@@ -39,98 +43,178 @@ OUTCOMES_SECONDS = 60.0  # that a command waits at its end for the store, to rec
 _COUNTERS_SECONDS = 0.3  # to record counters
 
 
-@dataclass(frozen=True, slots=True)
 class Parts:
-    """All parts, opened and ready for a web worker, the digest process or a command."""
+    """All parts of a web worker, the digest process or a command.
 
-    settings: Settings
-    store: Store
-    links: Links
-    render: Render
-    relay: Relay  # releases
-    mailer: Relay  # the portal's own mail
-    actions: Actions
-    scanning: Scanning
-    learning: Learning
-    tiers: Tiers
-    people: Directory
-    domains: Domains
-    staff: Staff
-    second_factors: SecondFactors
-    tokens: Tokens
-    rulebook: Rulebook
-    recipients: Recipients
-    forgetting: Forgetting
+    A part is made, and its modules are imported, when it is first used: a command needs few of them, and all together
+    take most of its time. Services make all of them at their start, see `assemble`.
+    """
+
+    def __init__(self, settings: Settings, store: Store, links: Links, release_seconds: float) -> None:
+        self.settings = settings
+        self.store = store
+        self.links = links
+        self._release_seconds = release_seconds
+
+    def make_all(self) -> None:
+        """Make all parts."""
+        for name, part in vars(type(self)).items():
+            if isinstance(part, cached_property):
+                getattr(self, name)
+
+    @cached_property
+    def render(self) -> Render:
+        """The templates of pages and mails."""
+        return make_render(self.settings, self.store)
+
+    @cached_property
+    def relay(self) -> Relay:
+        """The mail server for releases."""
+        from portal.mail.relay import Relay
+
+        return Relay(self.settings.relay.url.get_secret_value(), total_seconds=self._release_seconds)
+
+    @cached_property
+    def mailer(self) -> Relay:
+        """The mail server for the portal's own mail."""
+        from portal.mail.relay import Relay
+
+        return Relay(self.settings.mail.url.get_secret_value())
+
+    @cached_property
+    def actions(self) -> Actions:
+        """The actions on deliveries."""
+        from portal.actions import Actions
+
+        return Actions(
+            store=self.store,
+            relay=self.relay,
+            scanning=self.scanning,
+            learning=self.learning,
+            links=self.links,
+            render_mail=self._render_mail,
+            domains=self.domains,
+            deciders=self.staff.deciders,
+            is_local=self.people.is_notified,
+            language_of=self._language_of,
+        )
+
+    def _render_mail(self, *args: Any, **values: Any) -> EmailMessage:
+        return self.render.mail(*args, **values)  # few actions of commands mail anybody
+
+    def _language_of(self, address: str) -> str:
+        readers = self.people.readers(identity(address))
+        reader = readers[0] if len(readers) == 1 else identity(address)
+        return self.domains.plan(reader, self.store.recipients.get(reader).preferences).language
+
+    @cached_property
+    def rspamd(self) -> Rspamd | None:
+        """Rspamd's controller, None if `rspamd.url` is not set."""
+        return make_rspamd(self.settings)
+
+    @cached_property
+    def scanning(self) -> Scanning:
+        """The virus scans of held messages."""
+        from portal.scanning import Scanning
+
+        chosen = self.settings.rspamd
+        return Scanning(
+            self.store,
+            self.tiers,
+            self.rspamd,
+            chosen.scan_groups if chosen.scan == "on" else (),
+            chosen.scan_max_bytes,
+            timedelta(minutes=chosen.scan_valid_minutes),
+            chosen.release_unscanned,
+            chosen.scan == "on",
+        )
+
+    @cached_property
+    def learning(self) -> Learning:
+        """The votes by which Rspamd is trained."""
+        from portal.policy.learning import Learning
+
+        chosen = self.settings.rspamd
+        return Learning(self.store, self.rspamd, chosen.learn, chosen.learn_agreed, self.people.readers)
+
+    @cached_property
+    def tiers(self) -> Tiers:
+        """The symbols that decide about the tier of a message."""
+        return Tiers(self.settings.tiers.dangerous_symbols, self.settings.tiers.suspicious_symbols)
+
+    @cached_property
+    def people(self) -> Directory:
+        """The readers of addresses."""
+        return make_people(self.settings, self.store)
+
+    @cached_property
+    def domains(self) -> Domains:
+        """The values that hold for the recipients of a domain."""
+        return Domains(self.settings, self.store)
+
+    @cached_property
+    def staff(self) -> Staff:
+        """The rights of staff."""
+        from portal.policy.staff import Staff
+
+        return Staff(self.settings, self.store, self.domains, self.people)
+
+    @cached_property
+    def second_factors(self) -> SecondFactors:
+        """The second factors of staff."""
+        from portal.policy.second_factor import SecondFactors
+
+        return SecondFactors(self.store, self.links, self.staff, self.actions)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The tokens of the API."""
+        from portal.policy.tokens import Tokens
+
+        return Tokens(self.store, self.staff)
+
+    @cached_property
+    def rulebook(self) -> Rulebook:
+        """The allow and block rules."""
+        from portal.policy.rulebook import Rulebook
+
+        return Rulebook(self.store, self.people, self.settings.local_domains, self.settings.is_local)
+
+    @cached_property
+    def recipients(self) -> Recipients:
+        """The recipients, for staff."""
+        from portal.policy.recipients import Recipients
+
+        return Recipients(self.store, self.people, self.domains)
+
+    @cached_property
+    def forgetting(self) -> Forgetting:
+        """The removal of all data about a person."""
+        from portal.policy.forgetting import Forgetting
+
+        return Forgetting(self.store, self.people, self.rulebook, self.staff)
 
 
 def assemble(settings: Settings, *, release_seconds: float = 30, create: bool = False) -> Parts:
-    """Open all parts. ``release_seconds`` is the time limit of one release; the default is for a user who waits for it.
+    """Open the store. ``release_seconds`` is the time limit of one release; the default is for a user who waits for it.
 
-    ``create``: create a file store and link keys that do not exist yet, for the service. Commands leave that to
-    `quarantine init`: in the wrong folder or as the wrong user they would create an empty store that the service cannot
-    use. Raises SettingsError, StoreUnavailable or StoreUnusable.
+    ``create``: make all parts now, and create a file store and link keys that do not exist yet, for the service.
+    Commands leave that to `quarantine init`: in the wrong folder or as the wrong user they would create an empty store
+    that the service cannot use. Raises SettingsError, StoreUnavailable or StoreUnusable.
     """
     store = open_store(settings.store.place, must_exist=not create)
     try:
-        return _build_parts(settings, store, release_seconds, create)
+        if create and settings.digest.domains:
+            log.warning("digest.domains: the next version will not read it: rename its tables to [domains.…]")
+        links = make_links(settings, create=create)
+        agree_on_keys(store, links, record=create)
+        parts = Parts(settings, store, links, release_seconds)
+        if create:
+            parts.make_all()
+        return parts
     except BaseException:
         store.close()  # a worker whose store is unavailable calls this again for each request
         raise
-
-
-def _build_parts(settings: Settings, store: Store, release_seconds: float, create: bool) -> Parts:
-    if create and settings.digest.domains:
-        log.warning("digest.domains: the next version will not read it: rename its tables to [domains.…]")
-    links = make_links(settings, create=create)
-    agree_on_keys(store, links, record=create)
-    render = make_render(settings, store)
-    relay = Relay(settings.relay.url.get_secret_value(), total_seconds=release_seconds)
-    tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
-    rspamd = make_rspamd(settings)
-    scanning = make_scanning(settings, store, tiers, rspamd)
-    people = make_people(settings, store)
-    learning = Learning(store, rspamd, settings.rspamd.learn, settings.rspamd.learn_agreed, people.readers)
-    domains = Domains(settings, store)
-
-    def language_of(address: str) -> str:
-        readers = people.readers(identity(address))
-        reader = readers[0] if len(readers) == 1 else identity(address)
-        return domains.plan(reader, store.recipients.get(reader).preferences).language
-
-    staff = Staff(settings, store, domains, people)
-    actions = Actions(
-        store=store,
-        relay=relay,
-        scanning=scanning,
-        learning=learning,
-        links=links,
-        render=render,
-        domains=domains,
-        deciders=staff.deciders,
-        is_local=people.is_notified,
-        language_of=language_of,
-    )
-    rulebook = Rulebook(store, people, settings.local_domains, settings.is_local)
-    return Parts(
-        settings=settings,
-        store=store,
-        links=links,
-        render=render,
-        relay=relay,
-        mailer=Relay(settings.mail.url.get_secret_value()),
-        actions=actions,
-        scanning=scanning,
-        learning=learning,
-        tiers=tiers,
-        people=people,
-        domains=domains,
-        staff=staff,
-        second_factors=SecondFactors(store, links, staff, actions),
-        tokens=Tokens(store, staff),
-        rulebook=rulebook,
-        recipients=Recipients(store, people, domains),
-        forgetting=Forgetting(store, people, rulebook, staff),
-    )
 
 
 def close_outcomes(store: Store, seconds: float) -> None:
@@ -146,6 +230,8 @@ def log_to_stderr() -> None:
 
     Libraries log warnings only: psycopg's pool logs each connection that it lends, several lines for every message.
     """
+    from portal.model.log_lines import LineFormatter, leave_out_unused
+
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -155,6 +241,8 @@ def log_to_stderr() -> None:
 
 def log_as_chosen(settings: Settings) -> None:
     """Log from now on in the form of ``log.format``."""
+    from portal.model.log_lines import JsonFormatter, LineFormatter
+
     if settings.log.format == "json":
         for handler in logging.root.handlers:
             if isinstance(handler.formatter, LineFormatter):
@@ -174,6 +262,8 @@ def make_render(settings: Settings, store: Store) -> Render:
             changed = path.stat().st_mtime_ns if path.exists() else 0
             notes.TEMPLATE_FAILED.set(store, notes.TemplateFailure(changed, f"{name}: {error_text}"))
 
+    from portal.mail.render import Render
+
     return Render(
         settings.digest.language,
         site_folder=settings.site.folder,
@@ -184,22 +274,11 @@ def make_render(settings: Settings, store: Store) -> Render:
 def make_rspamd(settings: Settings) -> Rspamd | None:
     """Return Rspamd's controller according to the settings, None if `rspamd.url` is not set."""
     url, password = settings.rspamd.url, settings.rspamd.password
-    return Rspamd(url, password.get_secret_value() if password else "") if url else None
+    if not url:
+        return None
+    from portal.rspamd import Rspamd
 
-
-def make_scanning(settings: Settings, store: Store, tiers: Tiers, rspamd: Rspamd | None) -> Scanning:
-    """Return the scans according to the settings."""
-    chosen = settings.rspamd
-    return Scanning(
-        store,
-        tiers,
-        rspamd,
-        chosen.scan_groups if chosen.scan == "on" else (),
-        chosen.scan_max_bytes,
-        timedelta(minutes=chosen.scan_valid_minutes),
-        chosen.release_unscanned,
-        chosen.scan == "on",
-    )
+    return Rspamd(url, password.get_secret_value() if password else "")
 
 
 def make_people(settings: Settings, store: Store) -> Directory:

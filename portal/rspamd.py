@@ -17,12 +17,12 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from portal.model.errors import RspamdUnavailable
 from portal.model.message import Symbol
+from portal.model.record import record
 from portal.model.text import shown
 from portal.model.vote import Label
 
@@ -40,7 +40,7 @@ Header = tuple[str, str | bytes]
 _ALL_FILTERS: Header = ("Pass", "all")  # also after the score of `reject` is reached
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Verdict:
     """Rspamd's verdict on a message, with all symbols."""
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from portal.model.errors import RspamdUnavailable
 from portal.model.message import Body, Message, Scan, ScanOutcome, Symbol, Tier
+from portal.model.record import record
 from portal.model.tiers import Tiers
-from portal.rspamd import Rspamd, Verdict
 from portal.stores import Store
+
+if TYPE_CHECKING:
+    from portal.rspamd import Rspamd, Verdict
 
 log = logging.getLogger("quarantine.scan")
 
@@ -32,7 +35,7 @@ RESCAN_SECONDS = 15.0  # longer than Rspamd's task_timeout
 HARMLESS = b"From: <>\r\nSubject: quarantine check\r\n\r\nThis message tests the virus scanner.\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Scanning:
     """Scans messages and records the results.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import itertools
@@ -11,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from portal.assemble import Parts
 from portal.model.errors import RelayRefused
 from portal.model.from_header import parse
 from portal.model.message import Actor, ActorKind, Body, Export, Reader, Start, Symbol, Tier, identity, new_id
@@ -35,6 +37,14 @@ def now() -> datetime:
     """Return the current time in UTC, in whole milliseconds, one second ahead so that no held message is later."""
     moment = datetime.now(UTC) + timedelta(seconds=1)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def with_parts(parts: Parts, **changed: Any) -> Parts:
+    """Return the parts with these ones instead. The others stay the same."""
+    parts.make_all()
+    other = copy.copy(parts)
+    vars(other).update(changed)
+    return other
 
 
 def mail(subject: str = "", size_bytes: int = 0) -> bytes:

@@ -89,7 +89,7 @@ def make_actions(store: Store, clock: Clock) -> MakeActions:
             scanning=Scanning(store, Tiers((), ()), None, (), 0, timedelta(), release_unscanned=False, required=True),
             learning=Learning(store, None, "off", 3, lambda address: (address,)),
             links=links,
-            render=Render(),
+            render_mail=Render().mail,
             domains=Domains(
                 Settings.model_validate(
                     {

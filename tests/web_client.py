@@ -145,7 +145,7 @@ class Site:
         self.now: datetime = builders.now() + timedelta(seconds=30)
         staff = replace(parts.staff, now=lambda: self.now)
         actions = replace(parts.actions, now=lambda: self.now)
-        self.parts: Parts = replace(
+        self.parts: Parts = builders.with_parts(
             parts,
             actions=actions,
             rulebook=replace(parts.rulebook, now=lambda: self.now),

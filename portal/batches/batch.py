@@ -7,7 +7,7 @@ is run by the request that made it, a large one by the digest process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from enum import StrEnum
 from ipaddress import ip_network
@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.message import ANY, RELEASABLE, Actor, Delivery, DeliveryId, Filter, State, Tier
+from portal.model.record import record
 
 KIND = "batch"  # of the job
 NAMED = 50  # deliveries that are recorded by name for each outcome; a small batch records all of them
@@ -111,7 +112,7 @@ def unchanged(act: Act, state: State) -> Outcome:
     return Outcome.NOT_DELETED if act is Act.RESTORE else _ALREADY.get(state, Outcome.CHANGED)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Selection:
     """The deliveries of a batch: those with these keys or, without keys, all that match when the batch reaches them."""
 
@@ -122,7 +123,7 @@ class Selection:
     excluded: frozenset[DeliveryId] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Batch:
     """The request of a reader."""
 
@@ -162,7 +163,7 @@ class Batch:
         return cls(Act(found["act"]), selection, found["with_suspicious"], undoes, found.get("reason", ""))
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Progress:
     """The progress of a batch."""
 

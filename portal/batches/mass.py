@@ -7,7 +7,6 @@ its end, so mail that arrives later is not included.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -15,6 +14,7 @@ from uuid import UUID
 
 from portal.batches.batch import Act, Outcome, Progress, criteria_from_json, criteria_to_json
 from portal.model.message import Filter, State, Tier
+from portal.model.record import record
 from portal.stores.records import Command, Job, Total
 
 KIND = "mass"  # of the job
@@ -67,7 +67,7 @@ class Obstacle(StrEnum):
     NO_RECIPIENT = "no-recipient"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class MassAct:
     """The request of a member of staff or an operator."""
 
@@ -117,7 +117,7 @@ class MassAct:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Part:
     """Deliveries of a dry run with the same recipient domain, tier and state."""
 
@@ -128,7 +128,7 @@ class Part:
     obstacle: Obstacle | None  # None: they would be acted on
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class DryRun:
     """Result of a dry run: the effect of a mass act. The largest parts are first."""
 
@@ -141,7 +141,7 @@ class DryRun:
         return sum(part.count for part in self.parts if part.obstacle is None)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class View:
     """A mass act and how far it is, for pages and commands."""
 

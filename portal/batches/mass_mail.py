@@ -8,7 +8,6 @@ that it deferred are named apart, since they may fail later.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -17,6 +16,7 @@ from portal.actions import Actions
 from portal.batches.batch import Act, Progress, actor_of
 from portal.batches.mass import MassAct
 from portal.model.message import EventKind, State
+from portal.model.record import record
 from portal.people import Directory
 from portal.stores.lifecycle import address_of
 from portal.stores.records import Job, QueuedMail
@@ -41,7 +41,7 @@ class _Counts(NamedTuple):
     passed: int = 0  # restored, and let through as before
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class MassMail:
     """Writes the mails about a mass act."""
 

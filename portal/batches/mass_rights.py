@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from portal.batches.batch import Act
 from portal.batches.mass import STATES, MassAct, Obstacle
 from portal.model.message import State, Tier, domain
+from portal.model.record import record
 from portal.model.staff import EVERYWHERE
 from portal.policy.staff import Member, Permission, Staff
 from portal.policy.tokens import Tokens
@@ -22,7 +21,7 @@ PERMISSIONS = {  # of which one is needed somewhere
 _NEED_RECIPIENT = (Act.RELEASE, Act.REANNOUNCE)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class MassRights:
     """The rights of staff to mass acts."""
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 from uuid import UUID, uuid5
@@ -47,6 +47,7 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, identity
+from portal.model.record import record
 from portal.model.text import shown
 from portal.policy.staff import NOT_YOURS, Member, Staff
 from portal.stores import Store
@@ -63,7 +64,7 @@ _WAIT_MIN, _WAIT_MAX = timedelta(seconds=10), timedelta(minutes=5)
 Stopped = Callable[[], bool]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class MassActs:
     """Mass acts of one store."""
 

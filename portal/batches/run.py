@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -43,6 +43,7 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.message import Actor, Delivery, DeliveryId, EventKind, Reader, State, Tier
+from portal.model.record import record
 from portal.model.rights import ReleaseRight
 from portal.people import Directory
 from portal.stores import Store
@@ -71,7 +72,7 @@ class Release(Protocol):
     ) -> Results: ...
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Batches:
     """Makes batches, and runs them."""
 

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from portal.assemble import OUTCOMES_SECONDS, Parts, assemble
 from portal.model.errors import QuarantineError, SettingsError, StoreUnusable
 from portal.model.message import Actor, ActorKind, Message
 from portal.model.text import shown
 from portal.settings import load
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SOCKET = "/run/quarantine.sock"  # between Nginx and the portal: deploy/systemd/quarantine.socket
 _PROGRESS_SECONDS = 30
@@ -118,6 +118,8 @@ def find_message(parts: Parts, id: str) -> Message:
 
 def new_table(*columns: str) -> Table:
     """Return a table without rows."""
+    from rich.table import Table  # slow to import, and only needed here
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in ("id", "held at (UTC)", "state", "tier", "score"))
@@ -126,11 +128,15 @@ def new_table(*columns: str) -> Table:
 
 def add_row(table: Table, *cells: str) -> None:
     """Add a row of plain texts."""
+    from rich.text import Text
+
     table.add_row(*map(Text, cells))  # as Text: square brackets in a subject are not markup
 
 
 def print_table(table: Table) -> None:
     """Print a table, as wide as the terminal."""
+    from rich.console import Console
+
     # A pipe or file gets lines so wide that no value is folded, also with double-width characters: grep must find it.
     Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(table)
 
@@ -171,7 +177,8 @@ class Lines:
 @contextmanager
 def progress(unit: str) -> Iterator[ReportProgress]:
     """Report progress, speed and remaining time: as a bar on a terminal, otherwise as a line every 30 seconds."""
-    from rich.progress import BarColumn, Progress, TextColumn  # slow to import, and only needed here
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
 
     console = Console(stderr=True)
     started_seconds = last_seconds = monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
@@ -43,7 +43,7 @@ from portal.cli.common import (
     print_table,
     progress,
 )
-from portal.cli.options import FILLED, criteria_options, typed_filter, with_extension
+from portal.cli.options import MATCHING_OPTIONS, typed_filter, with_extension
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
 from portal.model.text import shown
@@ -60,51 +60,11 @@ _WHY_NOT = {
     Obstacle.NOT_PERMITTED: "not permitted",
     Obstacle.NO_RECIPIENT: "recipient not known",
 }
-_OPTIONS = ("matching", "dry_run", "reason", "yes", "notify", "hold_back")
-
-
-def matching_options(
-    *, reason: str = "The reason, for the audit. Required with --matching."
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds the options of a mass act. ``recipient`` is the command's own.
-
-    ``reason``: the help of the option.
-    """
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (
-            criteria_options(without=("recipient",)),
-            click.option("--yes", is_flag=True, help="With --matching: do not ask for confirmation."),
-            click.option("--reason", type=FILLED, help=reason),
-            click.option(
-                "--dry-run", is_flag=True, help="With --matching: print what would be done, and change nothing."
-            ),
-            click.option(
-                "--notify", is_flag=True, help="With --matching: mail recipients the number of messages and the reason."
-            ),
-            click.option("--hold-back", is_flag=True, help="With --matching: leave them out of digests until it ends."),
-            click.option("--matching", is_flag=True, help="Act on all messages that the other options find."),
-        ):
-            command = option(command)
-        return command
-
-    return add
-
-
-def is_matching(ids: Sequence[str], options: Mapping[str, Any]) -> bool:
-    """Return whether the call is a mass act. Raises WrongCall if its options do not fit."""
-    if options["matching"] and ids:
-        raise WrongCall("Use either ids or --matching.")
-    if not options["matching"] and any(value for name, value in options.items() if name not in ("matching", "reason")):
-        raise WrongCall("To act on all messages that a search finds, add --matching.")
-    if not options["matching"] and not ids:
-        raise WrongCall("Give the id of a message, or --matching and what to search for. Try: quarantine list")
-    return bool(options["matching"])
 
 
 def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any]) -> None:
     """Count, confirm, begin and follow a mass act."""
-    typed = {name: values for name, values in options.items() if name not in _OPTIONS and values}
+    typed = {name: values for name, values in options.items() if name not in MATCHING_OPTIONS and values}
     if recipient is not None:
         typed["recipient"] = (recipient,)
     if not typed:

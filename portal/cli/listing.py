@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from shutil import get_terminal_size
 from typing import Any
 
 import click
-from rich.console import Console
 
 from portal.assemble import Parts
 from portal.cli.common import (
@@ -20,6 +20,7 @@ from portal.cli.common import (
     print_table,
 )
 from portal.cli.options import criteria_options, typed_filter, with_extension
+from portal.model.clock import utc_now
 from portal.model.domains import shown_address
 from portal.model.message import Delivery, DeliveryId, Filter, Message
 from portal.model.text import shown
@@ -59,7 +60,7 @@ def list_(
         raise WrongCall("--order is for lists: leave it out with --count and --group-by.")
     wanted = typed_filter(typed)
     with open_parts() as parts:
-        wanted, now = with_extension(parts, wanted, typed), parts.actions.now()
+        wanted, now = with_extension(parts, wanted, typed), utc_now()
         if only_count:
             found = _print_count(parts, wanted, as_json)
         elif group_by:
@@ -161,7 +162,7 @@ def _deliveries(parts: Parts, wanted: Filter, order: Order, at_most: int, notes:
 
 
 def _print_list(rows: Sequence[Sequence[str]]) -> None:
-    if rows and sys.stdout.isatty() and Console().width < _COLUMNS:
+    if rows and sys.stdout.isatty() and get_terminal_size().columns < _COLUMNS:
         # In a table, id, time and state would leave no width for recipient, sender and subject.
         for id, held_at, recipient, sender, subject, *facts in rows:
             click.echo(" ".join(filter(None, (id, held_at, *facts))))

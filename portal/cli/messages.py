@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from portal.actions import Actions
 from portal.assemble import Parts
-from portal.batches.batch import Act
-from portal.batches.parallel import AT_ONCE, in_parallel
 from portal.cli.common import (
     NotDone,
     WrongCall,
@@ -24,19 +21,18 @@ from portal.cli.common import (
     print_json,
     print_table,
 )
-from portal.cli.jobs import act_on_matching, is_matching, matching_options
 from portal.cli.listing import delivery_json
-from portal.cli.options import FILLED
-from portal.mail import wire
+from portal.cli.options import FILLED, is_matching, matching_options
 from portal.model.audit import Act as Audited
 from portal.model.audit import AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import NotAllowed, QuarantineError, RelayDeferred, RelayRefused, SettingsError
-from portal.model.message import ActorKind, Delivery, DeliveryId, Message, Scan, State, identity
-from portal.model.sender import authentic
+from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Message, Scan, State, identity
 from portal.model.text import shown
-from portal.policy.staff import NOT_YOURS
 from portal.stores import scans
+
+if TYPE_CHECKING:
+    from portal.actions import Actions
 
 
 @click.command()
@@ -120,16 +116,17 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
     if is_matching(ids, matching):
         if to_all or again:
             raise WrongCall("--all and --again are for single messages, not for --matching.")
-        act_on_matching(Act.RELEASE, recipient, matching)
+        _act_on_matching("release", recipient, matching)
         return
+    from portal.batches.parallel import AT_ONCE, in_parallel
+
     with open_parts() as parts:
         deliveries, failed = _select(parts, ids, recipient, to_all, may_assign=True)
 
         operator = current_operator()
 
         def check(delivery: Delivery) -> None:
-            if parts.staff.decides_own(identity(operator.name), delivery):
-                raise NotAllowed(NOT_YOURS)
+            _check_not_own(parts, operator, delivery)
 
         def send(actions: Actions, delivery: Delivery) -> Delivery:
             return actions.release(
@@ -166,9 +163,9 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
 def delete(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
     """Delete messages, or with --matching all that a search finds. Until they are purged, `restore` undoes it."""
     if is_matching(ids, matching):
-        act_on_matching(Act.DELETE, recipient, matching)
+        _act_on_matching("delete", recipient, matching)
         return
-    _apply_to_each(ids, recipient, _with_reason(Actions.delete, matching))
+    _apply_to_each(ids, recipient, _with_reason(lambda actions: actions.delete, matching))
 
 
 @click.command()
@@ -179,9 +176,9 @@ def delete(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
 def restore(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
     """Undo `delete` for messages, or with --matching for all that a search finds."""
     if is_matching(ids, matching):
-        act_on_matching(Act.RESTORE, recipient, matching)
+        _act_on_matching("restore", recipient, matching)
         return
-    _apply_to_each(ids, recipient, _with_reason(Actions.restore, matching))
+    _apply_to_each(ids, recipient, _with_reason(lambda actions: actions.restore, matching))
 
 
 @click.command("confirm-spam")
@@ -233,9 +230,11 @@ def unlearn(ids: Sequence[str]) -> None:
 def reannounce(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
     """Put held messages into the next digest again, or with --matching all that a search finds."""
     if is_matching(ids, matching):
-        act_on_matching(Act.REANNOUNCE, recipient, matching)
+        _act_on_matching("reannounce", recipient, matching)
         return
-    _apply_to_each(ids, recipient, _with_reason(Actions.reannounce, matching), result="in the next digest again")
+    _apply_to_each(
+        ids, recipient, _with_reason(lambda actions: actions.reannounce, matching), result="in the next digest again"
+    )
 
 
 @click.command()
@@ -246,14 +245,13 @@ def reannounce(ids: Sequence[str], recipient: str | None, **matching: Any) -> No
 def refuse(ids: Sequence[str], recipient: str | None, reason: str | None, **matching: Any) -> None:
     """Deny release requests: those for these messages, or with --matching all that a search finds."""
     if is_matching(ids, matching):
-        act_on_matching(Act.REFUSE, recipient, {**matching, "reason": reason})
+        _act_on_matching("refuse", recipient, {**matching, "reason": reason})
         return
     if reason is None:
         raise WrongCall("Give a --reason, which the recipients can read.")
 
     def deny(parts: Parts, delivery: Delivery) -> Delivery:
-        if parts.staff.decides_own(identity(current_operator().name), delivery):
-            raise NotAllowed(NOT_YOURS)
+        _check_not_own(parts, current_operator(), delivery)
         return parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), reason)
 
     _apply_to_each(ids, recipient, deny, to_all=None, result="refused")
@@ -282,6 +280,8 @@ def _select_deliveries(
         matching = [d for d in deliveries if identity(recipient) in (d.recipient, identity(d.address))]
         if may_assign and not matching and len(deliveries) == 1 and not deliveries[0].recipient:
             # A recipient can be assigned only once, so reject an address that the message cannot be sent to.
+            from portal.mail import wire
+
             try:
                 wire.path(recipient, is_sender=False)
             except RelayRefused as error:
@@ -327,9 +327,28 @@ def _select(
     return chosen, failed
 
 
-def _with_reason(act: Callable[..., Delivery], options: Mapping[str, Any]) -> Callable[[Parts, Delivery], Delivery]:
+def _check_not_own(parts: Parts, operator: Actor, delivery: Delivery) -> None:
+    """Raise NotAllowed if this operator is a reader of the delivery."""
+    if parts.staff.decides_own(identity(operator.name), delivery):
+        from portal.policy.staff import NOT_YOURS
+
+        raise NotAllowed(NOT_YOURS)
+
+
+def _with_reason(
+    method: Callable[[Actions], Callable[..., Delivery]], options: Mapping[str, Any]
+) -> Callable[[Parts, Delivery], Delivery]:
     """Return an act for `_apply_to_each` by a method of `Actions`, with the reason of these options for the audit."""
-    return lambda parts, d: act(parts.actions, d.id, d.number, current_operator(), reason=options["reason"] or "")
+    reason = options["reason"] or ""
+    return lambda parts, d: method(parts.actions)(d.id, d.number, current_operator(), reason=reason)
+
+
+def _act_on_matching(act: str, recipient: str | None, options: Mapping[str, Any]) -> None:
+    # A command for single messages starts faster without the modules for mass acts.
+    from portal.batches.batch import Act
+    from portal.cli.jobs import act_on_matching
+
+    act_on_matching(Act(act), recipient, options)
 
 
 def _apply_to_each(
@@ -368,6 +387,8 @@ def _scan_text(scan: Scan | None) -> str:
 
 
 def _message_json(message: Message) -> dict[str, Any]:
+    from portal.model.sender import authentic
+
     return {
         "id": str(message.id),
         "held_at": message.held_at.isoformat(),

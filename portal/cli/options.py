@@ -17,6 +17,8 @@ from portal.model.criteria import moment
 from portal.model.errors import BadCriterion
 from portal.model.message import Filter
 
+MATCHING_OPTIONS = ("matching", "dry_run", "reason", "yes", "notify", "hold_back")  # beside what to search for
+
 
 class FilledText(click.ParamType[str]):
     """A text that is not blank. An empty variable in a script must not select all messages."""
@@ -78,6 +80,45 @@ def criteria_options(without: Collection[str] = ()) -> Callable[[Callable[..., A
         return command
 
     return add
+
+
+def matching_options(
+    *, reason: str = "The reason, for the audit. Required with --matching."
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options of a mass act. ``recipient`` is the command's own.
+
+    ``reason``: the help of the option.
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            criteria_options(without=("recipient",)),
+            click.option("--yes", is_flag=True, help="With --matching: do not ask for confirmation."),
+            click.option("--reason", type=FILLED, help=reason),
+            click.option(
+                "--dry-run", is_flag=True, help="With --matching: print what would be done, and change nothing."
+            ),
+            click.option(
+                "--notify", is_flag=True, help="With --matching: mail recipients the number of messages and the reason."
+            ),
+            click.option("--hold-back", is_flag=True, help="With --matching: leave them out of digests until it ends."),
+            click.option("--matching", is_flag=True, help="Act on all messages that the other options find."),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+def is_matching(ids: Sequence[str], options: Mapping[str, Any]) -> bool:
+    """Return whether the call is a mass act. Raises WrongCall if its options do not fit."""
+    if options["matching"] and ids:
+        raise WrongCall("Use either ids or --matching.")
+    if not options["matching"] and any(value for name, value in options.items() if name not in ("matching", "reason")):
+        raise WrongCall("To act on all messages that a search finds, add --matching.")
+    if not options["matching"] and not ids:
+        raise WrongCall("Give the id of a message, or --matching and what to search for. Try: quarantine list")
+    return bool(options["matching"])
 
 
 def typed_filter(typed: Mapping[str, Sequence[str]]) -> Filter:

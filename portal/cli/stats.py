@@ -25,7 +25,6 @@ from portal.model.message import identity
 from portal.model.statistics import ALL, Line, Month, Outcome, Part, lines
 from portal.model.tables import cell
 from portal.model.text import shown
-from portal.policy.report import Reports
 
 _DAYS = 30
 _BY = {"day": Part.TOTAL, "tier": Part.TIER, "symbol": Part.SYMBOL, "sender": Part.SENDER, "delay": Part.DELAY}
@@ -113,6 +112,8 @@ def _numbers(line: Line) -> dict[str, int]:
 
 def _mail(addresses: Sequence[str], now: datetime) -> None:
     """Queue the report of the last month for these administrators."""
+    from portal.policy.report import Reports
+
     month = Month(now.date().replace(day=1)).before
     with open_parts() as parts:
         administrators = parts.staff.administrators()

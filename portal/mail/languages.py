@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import date as calendar_date
 from datetime import datetime, timedelta
 from datetime import time as wall_time
@@ -32,6 +31,7 @@ from babel.messages.pofile import PoFileError, read_po
 from babel.numbers import format_decimal, format_percent, get_decimal_symbol
 from babel.units import format_unit
 
+from portal.model.record import record
 from portal.model.text import TAGS
 
 LOCALE = Path(__file__).resolve().parents[1] / "locale"
@@ -41,7 +41,7 @@ _FORMATS_OF = {"en": "en-GB"}
 _RANGE = re.compile(r"\s*([A-Za-z0-9-]{1,35}|\*)\s*(?:;\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*)?")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Language:
     """A language with its translations and formats."""
 

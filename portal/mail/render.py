@@ -14,7 +14,6 @@ import logging
 import re
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from email.headerregistry import BaseHeader, HeaderRegistry, UnstructuredHeader
 from email.message import EmailMessage
@@ -44,6 +43,7 @@ from portal.mail.languages import Language
 from portal.model.brand import NO_BRAND, ON_DARK, Brand
 from portal.model.domains import shown_address
 from portal.model.links import MARK_HEADER
+from portal.model.record import record
 from portal.model.text import TAGS, shown, wrapped
 
 log = logging.getLogger("quarantine.render")
@@ -106,7 +106,7 @@ _DIRECTIONS = {"L": "ltr", "R": "rtl", "AL": "rtl"}  # of strong characters (UAX
 _UTC = ZoneInfo("UTC")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _Templates:
     """The templates in one language."""
 

@@ -17,14 +17,14 @@ import socket
 import ssl
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from portal.mail.smtp_replies import rejects_portal
 from portal.model.errors import RelayDeferred, RelayRefused
+from portal.model.record import record
 
 _PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
 _LINE_BYTES = 8192  # RFC 5321, 4.5.3.1.5 says 512; a line longer than this is not from a mail server
@@ -35,7 +35,7 @@ _ERROR_CHARACTERS = 300
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Server:
     """The parts of a mail server's URL."""
 
@@ -129,6 +129,8 @@ class Session(smtplib.SMTP):
             return self.lost(reply)
         if not 400 <= code <= 599:
             return self.lost(f"unexpected reply {reply}")
+        from portal.mail.smtp_replies import rejects_portal  # its expressions take 10 ms to compile
+
         line = one_line(f"{self.step}: {reply}")
         portal_rejected = rejects_portal(
             code, text.decode("utf-8", "replace"), self.addresses, at_final_dot=at_final_dot

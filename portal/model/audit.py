@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
 from portal.model.message import Actor, ActorKind, DeliveryId, Event, EventKind, domain, identity, new_id
+from portal.model.record import record
 from portal.model.rule import SITE
 
 _PEOPLE = frozenset({ActorKind.RECIPIENT, ActorKind.OPERATOR})
@@ -48,7 +48,7 @@ ACTS = tuple(sorted({*map(str, Act), *map(str, EventKind)}))
 COLUMNS = ("at", "act", "who", "via", "address", "subject", "id", "number", "detail")  # of exports
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class AuditEntry:
     """One act of one person."""
 
@@ -109,7 +109,7 @@ class AuditEntry:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class AuditFilter:
     """Selects entries of the audit. Empty values select all."""
 

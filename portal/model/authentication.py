@@ -5,9 +5,8 @@ These are the results as they are; who the sender is, and whether that is proven
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from portal.model.message import Flag, Message
+from portal.model.record import record
 from portal.model.text import N_, shown
 
 _PASSED, _FAILED, _NONE = N_("Passed"), N_("Failed"), N_("None")
@@ -45,7 +44,7 @@ _SYMBOLS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Check:
     """The result of one method."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import MAXYEAR, UTC, datetime, timedelta, tzinfo
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -18,6 +17,7 @@ from typing import Any
 from portal.model.domains import lower_case
 from portal.model.errors import BadCriterion
 from portal.model.message import ACTIONS, Filter, State, Tier, domain, identity
+from portal.model.record import record
 from portal.model.text import shown
 
 TEXT_CHARS = 320  # the longest address (RFC 5321, 4.5.3.1)
@@ -30,7 +30,7 @@ _FACTORS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _SHOWN = 100
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Criterion:
     """One name of the language. ``read`` returns the value of a text, or raises ValueError with what is wrong."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from portal.model.message import Actor
+from portal.model.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class DomainValue:
     """One change: the value that a setting of a domain got, and who gave it. It never changes, except that it is
     replaced."""

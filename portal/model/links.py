@@ -24,7 +24,6 @@ import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from uuid import UUID
@@ -33,6 +32,7 @@ from itsdangerous import BadSignature, Signer
 
 from portal.model.errors import LinkExpired, LinkInvalid, SettingsError
 from portal.model.message import DeliveryId, spellings
+from portal.model.record import record
 
 MARK_HEADER = "X-Quarantine-Mark"
 KEY_BYTES = 32  # minimum; shorter keys are rejected
@@ -66,7 +66,7 @@ class Action(Enum):
         return "link.ASK" if self is Action.REQUEST else f"link.{self.name}"  # ASK: its name up to version 0.1.1
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Link:
     """A verified token."""
 

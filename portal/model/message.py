@@ -11,7 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 from uuid import UUID
 
 from portal.model.domains import lower_case, to_ascii, to_unicode
+from portal.model.record import record
 
 
 class Tier(StrEnum):
@@ -98,7 +99,7 @@ class ScanOutcome(StrEnum):
     FAILED = "failed"  # not scanned: no answer, no scanner, or the message is too large
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Scan:
     """The last virus scan of a message."""
 
@@ -116,7 +117,7 @@ class Scan:
 WAITING = Scan(ScanOutcome.WAITING)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Rspamd's report about a message. Stores keep each field in a column of `message`; see `stores.shared.rows`.
 
@@ -144,7 +145,7 @@ class Facts:
 FACTS = tuple(field.name for field in fields(Facts))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Export(Facts):
     """The content of one POST, before the message is held. Only `portal.exporter` makes it."""
 
@@ -159,7 +160,7 @@ class Export(Facts):
         return self.identities or tuple(map(identity, self.recipients))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Message(Facts):
     """A held message."""
 
@@ -192,7 +193,7 @@ class DeliveryId(NamedTuple):
     number: int  # 0 … 65535
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Delivery:
     """One recipient's copy of a message."""
 
@@ -231,7 +232,7 @@ class ActorKind(StrEnum):
 CONSOLE, API = "console", "api"  # `Actor.via` of staff
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Actor:
     """The author of an event in the history: shown to operators, never to other recipients."""
 
@@ -286,7 +287,7 @@ class EventKind(StrEnum):
     DOWNLOADED = "downloaded"  # a reader took the message, or the attachment that the detail names, as a file
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Event:
     """One line of a delivery's history."""
 
@@ -296,7 +297,7 @@ class Event:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Start:
     """The state in which a delivery begins, if it is not `held`, and who is responsible for it.
 
@@ -320,7 +321,7 @@ _EVENT_OF_START = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Body:
     """The bytes of a message while it is being stored: a window into an open, seekable binary file.
 
@@ -344,7 +345,7 @@ class Body:
             yield chunk
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Reader:
     """A person and the identities whose messages they read, from `people.Directory`.
 
@@ -375,7 +376,7 @@ class Reader:
         return recipient == self.identity and recipient not in self.shared
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Filter:
     """The search criteria of an operator or a recipient. Empty fields do not restrict."""
 

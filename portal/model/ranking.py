@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 from operator import attrgetter
 from uuid import UUID
 
 from portal.model.message import Delivery, Message, Tier
+from portal.model.record import record
 from portal.model.sender import from_address, trusted
 from portal.model.text import N_, shown
 
@@ -45,7 +46,7 @@ BULK, LIKELY_SPAM, CHECK_FIRST = N_("Bulk mail"), N_("Likely spam"), N_("Check f
 KINDS = (_HEADINGS[0], BULK, LIKELY_SPAM, CHECK_FIRST, _HEADINGS[2])  # in the order of a summary; to be translated
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Group:
     """Near-duplicates, shown as one row."""
 
@@ -138,7 +139,7 @@ def _group(found: list[Delivery], trust: Mapping[UUID, bool], known: Collection[
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Likeness:
     """The properties that the near-duplicates of a delivery share with it, see `_group_keys`."""
 

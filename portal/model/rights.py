@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from portal.model.message import Message, ScanOutcome, Tier
+from portal.model.record import record
 
 
 class ReleaseRight(StrEnum):
@@ -24,7 +24,7 @@ class Download(StrEnum):
     YES = "yes"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Access:
     """Rights of a recipient to see and download a delivery. Its text and its header fields they may always see."""
 

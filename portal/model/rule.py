@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -19,6 +18,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from uuid import UUID
 
 from portal.model.message import Actor, ActorKind, domain
+from portal.model.record import record
 
 SITE = "*"  # the scope of all recipients
 RULES_PER_RECIPIENT = 1_000
@@ -53,7 +53,7 @@ class SenderKind(StrEnum):
     NETWORK = "network"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Rule:
     """One rule. It never changes, except that it can be removed and put back; a change makes a new rule."""
 

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from functools import cache
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from zoneinfo import ZoneInfo, available_timezones
 
 from portal.model.errors import BadPreference
+from portal.model.record import record
 from portal.model.text import N_, TAGS
 
 log = logging.getLogger("quarantine.schedule")
@@ -51,7 +52,7 @@ _DAYS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Preferences:
     """The choices of one recipient; None: the default of their domain or of all. A stop of digests is kept elsewhere.
 
@@ -130,7 +131,7 @@ def _typed_times(text: str) -> tuple[time, ...] | None:
     return tuple(sorted(found)) or None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Plan:
     """The schedule and language of one recipient's digests."""
 

@@ -7,9 +7,11 @@ import re
 import secrets
 from base64 import b32encode
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from enum import Enum
+
+from portal.model.record import record
 
 STEP_SECONDS = 30  # as every authenticator app assumes
 SALT_OCTETS = 16
@@ -31,7 +33,7 @@ class FactorOutcome(Enum):
     MISSING = "missing"  # the person has no second factor
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class FactorAnswer:
     """The answer to a code, with what the person needs to know."""
 
@@ -40,7 +42,7 @@ class FactorAnswer:
     left: int = 0  # of RECOVERED: recovery codes
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SecondFactor:
     """A person's second factor as the store has it. The secret of the app is not in it, see `Links.totp_secret`."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 
 from publicsuffixlist import PublicSuffixList
@@ -18,6 +17,7 @@ from portal.model import from_header
 from portal.model.domains import lower_case, punycode, to_ascii, to_unicode
 from portal.model.look_alikes import looks_alike
 from portal.model.message import Facts, Flag
+from portal.model.record import record
 from portal.model.text import N_, shown
 
 LOOKS_ALIKE = N_("The sender's domain contains look-alike letters and may imitate another domain")
@@ -45,7 +45,7 @@ _DMARC_FAILED = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Sender:
     """A sender, cleaned for showing: never show the name without the address. ``str()`` returns both in one line."""
 
@@ -73,7 +73,7 @@ def address_in(header_from: str) -> str:
     return next((lower_case(each.address) for each in from_header.parse(header_from) if each.address), "")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Proof:
     """A proof that the owner of a domain sent a message."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from portal.model.message import Actor
+from portal.model.record import record
 
 EVERYWHERE = ""  # the domain of a role that holds for all mail of the site
 
@@ -20,7 +20,7 @@ class Role(StrEnum):
     AUDITOR = "auditor"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Grant:
     """A role that a person has, for one domain or for all mail."""
 

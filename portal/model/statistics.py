@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from portal.model.message import EventKind
+from portal.model.record import record
 from portal.model.text import N_
 
 ALL = ""  # the domain of rows that count all domains together
@@ -141,7 +142,7 @@ class DayCounts:
         return self._counts.setdefault((domain, part.value, outcome.value), Counter())
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Line:
     """The numbers of one day, tier, symbol, domain or delay."""
 
@@ -165,7 +166,7 @@ class Line:
 Sums = Mapping[Part, Sequence[Line]]  # of some days, by name, those with most deliveries first
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Month:
     """A calendar month of days in UTC."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
 from portal.model.message import Actor
+from portal.model.record import record
 from portal.model.staff import Role
 
 TOKEN_MAX = timedelta(days=365)  # between the creation and the expiry of a token
@@ -25,7 +26,7 @@ class Scope(StrEnum):
     ACT = "act"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Token:
     """An API token. Its secret is shown once; only its hash is kept.
 

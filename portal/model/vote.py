@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from portal.model.message import ActorKind, DeliveryId, Message
 from portal.model.ranking import subject_key
+from portal.model.record import record
 from portal.model.sender import authentic, from_address
 
 _OPERATOR = f"{ActorKind.OPERATOR}:"
@@ -28,7 +28,7 @@ class Label(StrEnum):
         return Label.SPAM if self is Label.HAM else Label.HAM
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Vote:
     """The last vote of one person on one campaign."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import sha256
 
 from portal.model.domains import lower_case, shown_address
 from portal.model.message import domain, identity
+from portal.model.record import record
 
 DEPTH = 50  # lookups in a row; Postfix stops at 1,000
 READERS = 1000  # of one address, as in Postfix (virtual_alias_expansion_limit)
@@ -20,7 +21,7 @@ _TOKEN = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^\s,"])+')
 _ATOM = re.compile(r"[\w!#$%&'*+/=?^`{|}~.-]+")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Names:
     """The content of the file."""
 

@@ -40,6 +40,7 @@ from pathlib import Path
 
 from portal.model.errors import QuarantineError
 from portal.model.message import domain, spellings
+from portal.model.record import record
 from portal.model.rule import BLOCKS_PER_SITE, SITE, Effect, SenderKind, address_keys, sender_kind, wider_senders
 from portal.people import Directory
 from portal.stores import Store, notes
@@ -72,7 +73,7 @@ class MapNotWritten(QuarantineError):
     """The file cannot be written. The previous one stays in use."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Summary:
     """The content of a map in numbers."""
 

@@ -14,11 +14,12 @@ blocks: then no rule decides, and Rspamd's verdict applies.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 
 from portal.model import from_header
 from portal.model.message import Facts, Flag, Tier, identity
+from portal.model.record import record
 from portal.model.rule import Effect, Rule, address_keys, network_keys
 from portal.model.sender import authentic
 
@@ -35,7 +36,7 @@ class WhyNot(StrEnum):
     NOT_SCANNED = "not scanned"  # no virus scanner has read the message
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Decision:
     """The decision of the rules about one delivery."""
 
@@ -48,7 +49,7 @@ class Decision:
 NOTHING = Decision()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SenderKeys:
     """The senders of rules that match a message, each with its rank: the lower, the more specific."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, time
 from time import monotonic
 from typing import Any
@@ -24,6 +24,7 @@ from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
 from portal.model.errors import BadDomainValue, StoreUnavailable
 from portal.model.message import Actor, Delivery, Tier, domain, new_id
+from portal.model.record import record
 from portal.model.rights import Access, ReleaseRight, access
 from portal.model.schedule import Plan, Preferences, Schedule, plan_for
 from portal.model.text import shown
@@ -37,7 +38,7 @@ _ONLY_STRICTER = ("release_suspicious", "release_dangerous")  # keys for which t
 _FRESH_SECONDS = 5.0  # changes by other processes take effect after this time
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class DomainPolicy:
     """The values that hold for the recipients of one domain, or of all domains without values of their own."""
 
@@ -57,7 +58,7 @@ class DomainPolicy:
     recipient_downloads: bool  # whether recipients may download messages and attachments
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _State:
     """Everything that follows from one version of the store's values."""
 

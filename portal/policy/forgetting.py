@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from portal.model.audit import Act, AuditEntry
 from portal.model.errors import AlreadyDone, BadGrant, NotAllowed
 from portal.model.message import Actor, DeliveryId, Filter, Reader, State, domain
+from portal.model.record import record
 from portal.model.rule import RULES_PER_RECIPIENT
 from portal.model.staff import Grant
 from portal.model.text import N_, shown
@@ -35,7 +35,7 @@ _ROLES = N_("This person has roles that you may not remove. An administrator can
 _OWN = N_("You cannot forget yourself.")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Leaver:
     """A person to be forgotten, and how much there is of them."""
 
@@ -57,7 +57,7 @@ class Leaver:
         return bool(is_stored or self.counts.of or self.sessions or self.rules or of_staff)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Forgetting:
     """Forgets people. Thread-safe; one for each process."""
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from portal.model.audit import Act, AuditEntry
@@ -30,11 +30,14 @@ from portal.model.message import (
     State,
     Tier,
 )
+from portal.model.record import record
 from portal.model.vote import Label, Vote, agree, campaign_of
-from portal.rspamd import Rspamd
 from portal.stores import Store, notes
 from portal.stores.lifecycle import mailbox
 from portal.stores.records import Job
+
+if TYPE_CHECKING:
+    from portal.rspamd import Rspamd
 
 log = logging.getLogger("quarantine.learning")
 
@@ -72,7 +75,7 @@ _RESULTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Learning:
     """Records the decisions of people, and has Rspamd learn messages.
 

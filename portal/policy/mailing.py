@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from portal.mail.render import Render
 from portal.model.clock import utc_now
 from portal.model.errors import QuarantineError
 from portal.model.links import Links
 from portal.model.message import Delivery, Message, ScanOutcome, Tier, new_id
+from portal.model.record import record
 from portal.model.text import shown
 from portal.policy.domains import DomainPolicy, Domains
 from portal.stores import Store, notes
 from portal.stores.records import QueuedMail
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
 
 log = logging.getLogger("quarantine.release")
 
@@ -25,13 +27,13 @@ _SYMBOLS_SHOWN = 20
 _ALARM_EVERY = timedelta(hours=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Mailing:
     """Mails in the language of who gets them, and alarms to the administrator."""
 
     store: Store
     links: Links
-    render: Render
+    render_mail: Callable[..., EmailMessage]  # `Render.mail`
     domains: Domains
     deciders: Callable[[Delivery], Sequence[str]]  # about a request: the administrators of the recipient's domain
     language_of: Callable[[str], str]  # address → language tag of its owner
@@ -109,7 +111,7 @@ class Mailing:
         if not to or policy.from_address is None:
             return None
         id, now = new_id(), self.now()
-        mail = self.render.mail(
+        mail = self.render_mail(
             template,
             sender=policy.from_address,
             brand=policy.brand,

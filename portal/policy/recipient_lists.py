@@ -10,12 +10,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
 from portal.model.audit import Act, AuditEntry
 from portal.model.errors import BadList, BadPreference, UnknownRecipient
 from portal.model.message import Actor, domain
+from portal.model.record import record
 from portal.model.schedule import NO_PREFERENCES, typed_preferences
 from portal.model.tables import cell, unquoted
 from portal.model.text import N_
@@ -39,7 +40,7 @@ SHARED = N_("This is a shared mailbox. Its readers get the digests.")
 TWICE = N_("This recipient is in the list twice, with different values.")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Line:
     """One recipient of a list. ``number``: the line of the text, 0 if there is none."""
 
@@ -48,7 +49,7 @@ class Line:
     values: Mapping[str, str] = field(default_factory=dict)  # by column
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Refused:
     """A line for which nothing is changed."""
 
@@ -56,7 +57,7 @@ class Refused:
     text: str  # why, to be translated
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Checked:
     """The effect of an act on the recipients of a list."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -25,6 +25,7 @@ from portal.model.message import (
     domain,
     is_address,
 )
+from portal.model.record import record
 from portal.model.rule import Rule
 from portal.model.schedule import Plan, typed_preferences
 from portal.model.text import N_, shown
@@ -62,7 +63,7 @@ _AUDITED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Mailbox:
     """The recipient that an address stands for."""
 
@@ -75,7 +76,7 @@ class Mailbox:
         return not self.readers
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Profile:
     """Everything that is known about a recipient. For a shared mailbox without what only people have."""
 
@@ -98,7 +99,7 @@ class Profile:
         return bool(self.counts.of or chosen or self.rules or self.contacts != NO_CONTACTS)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Recipients:
     """Looks recipients up for staff, and acts for them. Thread-safe; one for each process."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import UUID
 
 from portal.model.errors import AlreadyDone, NotAllowed, NotFound
 from portal.model.message import RELEASABLE, Actor, ActorKind, Delivery, DeliveryId, Event, EventKind, State, Tier
+from portal.model.record import record
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_, shown
 from portal.policy.mailing import Mailing
@@ -26,7 +27,7 @@ _DENIAL_CHARACTERS = 500
 NOT_BY_RECIPIENTS = N_("only an administrator can release this message")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class ReleaseRequests(Mailing):
     """Actions on release requests, with their permission checks and mails."""
 

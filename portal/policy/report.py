@@ -6,11 +6,11 @@ docs/decisions/statistics.md has the reasons.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from portal.model.domains import shown_address
 from portal.model.message import Tier
+from portal.model.record import record
 from portal.model.staff import EVERYWHERE
 from portal.model.statistics import DELAY_NAMES, OUTCOME_NAMES, Line, Month, Outcome, Part, Sums
 from portal.model.text import N_
@@ -23,7 +23,7 @@ _NAMES = 5  # symbols and senders
 _DOMAINS = 20
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Reports:
     """Composes the monthly reports."""
 

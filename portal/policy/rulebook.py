@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
@@ -21,6 +21,7 @@ from portal.model.domains import to_unicode
 from portal.model.errors import BadRule, NotFound
 from portal.model.look_alikes import looks_alike
 from portal.model.message import Actor, Facts, Message, Reader, Tier, domain, new_id
+from portal.model.record import record
 from portal.model.rule import (
     NOTE_CHARACTERS,
     RULES_PER_RECIPIENT,
@@ -76,7 +77,7 @@ HINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Rulebook:
     """Makes, lists and removes rules, and decides about messages."""
 
@@ -275,7 +276,7 @@ class Rulebook:
                 return True
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _Keys:
     """The keys of rules that may contradict a rule."""
 

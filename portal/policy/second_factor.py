@@ -11,7 +11,7 @@ import re
 import secrets
 from base64 import b32encode
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadGrant, QuarantineError
 from portal.model.links import Links
 from portal.model.message import Actor, identity
+from portal.model.record import record
 from portal.model.second_factor import (
     SALT_OCTETS,
     SET_UP_CODE_LIFETIME,
@@ -46,7 +47,7 @@ _DIGITS = 6
 COUNTER = "second_factor.locked"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Offer:
     """A secret that a person may add to an authenticator app. It holds once a code of it was typed."""
 
@@ -55,7 +56,7 @@ class Offer:
     url: str  # otpauth:, for the app
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SecondFactors:
     """The acts of people on their own second factor, and of administrators on those of others.
 

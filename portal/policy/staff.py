@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
 from portal.model.clock import utc_now
 from portal.model.errors import BadGrant, NotAllowed
 from portal.model.message import API, CONSOLE, Actor, ActorKind, Delivery, State, Tier, domain, identity, is_address
+from portal.model.record import record
 from portal.model.rights import Access, ReleaseRight, access
 from portal.model.staff import EVERYWHERE, Grant, Role, fits
 from portal.model.text import N_
@@ -86,7 +86,7 @@ _STRICTEST = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Member:
     """A person with the roles that they have now, or an API token with those that its owner shares with it now."""
 
@@ -105,7 +105,7 @@ class Member:
         return self.token is not None and permission not in SCOPES[self.token.scope]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Staff:
     """Roles and permissions. Thread-safe; one for each process."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
 from portal.model.errors import BadToken, NotAllowed, NotFound, StoreUnavailable
 from portal.model.message import Actor, identity
+from portal.model.record import record
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.text import N_, shown
 from portal.model.token import TOKEN_MAX, Scope, Token, hash_of, new_secret
@@ -38,7 +39,7 @@ class Status(StrEnum):
     REVOKED = "revoked"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TokenRequest:
     """The values of a token to be created."""
 
@@ -49,7 +50,7 @@ class TokenRequest:
     days: int  # until it expires
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Tokens:
     """The API tokens of the site. Thread-safe; one for each process."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from ipaddress import IPv6Network
 from typing import Any
@@ -24,6 +24,7 @@ from portal.model.message import (
     Tier,
     identity,
 )
+from portal.model.record import record
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 RETENTION = "store.retention_days"  # the note of `Store.prepare_days`, for what is created on demand
@@ -103,7 +104,7 @@ _RETURNING = frozenset({EventKind.RESTORED, EventKind.WITHDRAWN, EventKind.REFUS
 _VERDICT_FLAGS = frozenset({Flag.SYMBOLS, Flag.ACTION, Flag.SCORE, Flag.FORCED})  # other flags are about one envelope
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class FailedRelease:
     """New state of a delivery whose release failed, and the kind of the event to record."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date, datetime
 from enum import Enum, StrEnum
 from hashlib import sha256
@@ -24,12 +24,13 @@ from portal.model.message import (
     Tier,
     identity,
 )
+from portal.model.record import record
 from portal.model.rule import Effect
 from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.model.staff import Grant
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Held:
     """Result of `Messages.add`: the id of the message, and whether the same mail was held before."""
 
@@ -38,7 +39,7 @@ class Held:
     raised: tuple[UUID, ...] = ()  # messages held before whose tier is worse now
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Page:
     """One page of a list, newest first. ``next`` is the cursor that the next call takes, as ``before`` or ``down_to``;
     None on the last page."""
@@ -64,7 +65,7 @@ class ScoreKey(NamedTuple):
     key: DeliveryId
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ScorePage:
     """One page of a list by score. The fields are those of `Page`."""
 
@@ -83,7 +84,7 @@ class GroupBy(StrEnum):
     HOUR = "hour"  # UTC
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Total:
     """The number of deliveries that a search finds.
 
@@ -95,7 +96,7 @@ class Total:
     indexed: bool = True  # whether all messages are indexed
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Group:
     """Deliveries that have something in common."""
 
@@ -104,7 +105,7 @@ class Group:
     points: float = 0.0  # of a symbol: the sum of its scores
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Groups:
     """Result of `Facets.groups`: of all deliveries that a search finds, or of the newest if there are too many."""
 
@@ -115,7 +116,7 @@ class Groups:
     whole_days: tuple[date, date] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Tally:
     """Result of `Facets.tally`: how many deliveries there are of each recipient domain, tier and state."""
 
@@ -133,7 +134,7 @@ class ActiveRule(NamedTuple):
     expires_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Counts:
     """Result of `Deliveries.counts`."""
 
@@ -143,7 +144,7 @@ class Counts:
     since: Mapping[State, int] | None = None  # those that are not older than one delivery; None: not known
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Person:
     """One recipient: when they are notified, and their preferences."""
 
@@ -159,7 +160,7 @@ class Person:
     devices_valid_from: datetime | None = None  # a button pressed before this time does not make a browser known
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Digest:
     """One digest or notice: claimed by `Digests.claim` or `Digests.claim_notices`, or sent earlier.
 
@@ -199,7 +200,7 @@ class Digest:
         return self.reader or Reader(self.recipient)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Claims:
     """Result of `Digests.claim`."""
 
@@ -207,7 +208,7 @@ class Claims:
     refused: Mapping[str, AlreadyDone]  # the reason for each recipient of ``only`` whose digest was not claimed
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class NoticeClaim:
     """A recipient whose unannounced mail may be worth a notice, claimed by `Digests.claim_notices`."""
 
@@ -216,7 +217,7 @@ class NoticeClaim:
     sent_at: tuple[datetime, ...]  # of the notices of the last day, oldest first
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Upcoming:
     """Result of `Digests.upcoming`."""
 
@@ -233,7 +234,7 @@ class Upcoming:
         return self.last_sent_at is None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Unsent:
     """A claimed digest that was not sent, and when it may be claimed again."""
 
@@ -252,7 +253,7 @@ class DigestRequest(Enum):
     NOTHING = 3  # nothing is held, or the recipient stopped digests
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class DigestRecord:
     """A digest as it is copied to another store."""
 
@@ -265,7 +266,7 @@ class DigestRecord:
     is_notice: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Record:
     """A message without its bytes, as it is copied to another store."""
 
@@ -288,7 +289,7 @@ class Record:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class LinkOpen:
     """One GET of a link in a digest."""
 
@@ -296,7 +297,7 @@ class LinkOpen:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SignIn:
     """A mailed sign-in that has not been used yet. Hashes are SHA-256; the secrets themselves are not kept."""
 
@@ -310,7 +311,7 @@ class SignIn:
     destination: str = ""  # the page to show after signing in, see `Sessions.begin`
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SignInLimits:
     """Rate limits of sign-in mails. Requests that exceed them are dropped silently.
 
@@ -329,7 +330,7 @@ class SignInLimits:
     unknown_minute: int = 120
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Method:
     """The way in which a session began. A provider that ends the session names it by its own names."""
 
@@ -346,7 +347,7 @@ class Method:
 MAILED_LINK = Method()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PasswordTry:
     """One check of a password by the directory or the mail server. The password itself is never stored."""
 
@@ -357,7 +358,7 @@ class PasswordTry:
     is_local: bool  # whether the recipient is local: foreign addresses are counted apart for networks
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PasswordLimits:
     """Rate limits of checks of passwords. Only wrong passwords count, and those whose check has not ended.
 
@@ -381,7 +382,7 @@ class Admission(StrEnum):
     LIMITED = "limited"  # too many passwords were wrong
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SignedIn:
     """A session, and the preferences and roles of its recipient: what each page needs, in one statement."""
 
@@ -396,7 +397,7 @@ class SignedIn:
     job: Job | None = None  # that was asked for
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class StartedSession:
     """A session as its recipient sees it."""
 
@@ -407,7 +408,7 @@ class StartedSession:
     method: str = "mailed-link"  # Method.name
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Contacts:
     """Result of `Recipients.contacts`: what staff need to know when a recipient calls."""
 
@@ -417,7 +418,7 @@ class Contacts:
     stopped_by: Actor | None  # who stopped their digests last
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class QueuedMail:
     """A mail of the portal itself, to be put into the outbox.
 
@@ -429,7 +430,7 @@ class QueuedMail:
     content: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class OutgoingMail:
     """A claimed mail of the outbox."""
 
@@ -446,7 +447,7 @@ class Command(StrEnum):
     CANCEL = "cancel"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Job:
     """A background job, see `Jobs`."""
 
@@ -472,7 +473,7 @@ class Ending(NamedTuple):
     recipient: str  # identity
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Purged:
     """Result of `Store.purge`. ``kept`` counts old messages that stay because a delivery is requested or releasing."""
 
@@ -480,7 +481,7 @@ class Purged:
     kept: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Stats:
     """Numbers for monitoring. Each is read from a small index."""
 

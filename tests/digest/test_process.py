@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from datetime import datetime, timedelta
 from datetime import time as time_of_day
 from email import message_from_bytes
@@ -39,7 +38,7 @@ from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.monitoring import runs
 from portal.stores import LEASE
 from portal.stores.records import Claims, DigestRequest, QueuedMail
-from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now, rule
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now, rule, with_parts
 from tests.conftest import MakeParts
 from tests.contract.helpers import unavailable
 from tests.paths import ROOT
@@ -386,7 +385,7 @@ def test_digests_that_the_mail_server_does_not_accept_are_sent_later(
 ) -> None:
     hold(mailing.store, recipients=[ALICE])
     failing(server, verb, behaviour)
-    impatient = replace(mailing, mailer=Relay(server.url, reply_seconds=0.3))
+    impatient = with_parts(mailing, mailer=Relay(server.url, reply_seconds=0.3))
     at = tomorrow().replace(hour=8)  # the next digest, at seven, must not be due two hours later
     summary = tick(impatient, at)
     assert [recipient for recipient, _ in summary.failed] == [ALICE]
@@ -541,7 +540,7 @@ def test_no_failure_of_one_of_several_connections_loses_a_digest(
     held = hold(parts.store, recipients=people)
     server.script[verb] = [None, behaviour]  # the second time
     at = tomorrow()
-    summary = tick(replace(parts, mailer=Relay(server.url, reply_seconds=0.5)), at)
+    summary = tick(with_parts(parts, mailer=Relay(server.url, reply_seconds=0.5)), at)
     assert len(summary.sent) + len(summary.failed) == len(people)
     assert len(summary.failed) <= 1, "after a failure of a used connection the mail is retried once over a new one"
     announced = {d.recipient for d in parts.store.deliveries.of_message(held.id) if d.announced_at}
@@ -875,7 +874,7 @@ def test_a_mail_server_that_recovers_gets_each_waiting_digest_once(mailing: Part
     people = [f"p{n:02}@example.org" for n in range(40)]
     hold(mailing.store, recipients=people)
     at = tomorrow()
-    away = replace(mailing, mailer=Relay(nobody_listens()))
+    away = with_parts(mailing, mailer=Relay(nobody_listens()))
     for minute in range(3):
         assert tick(away, at + timedelta(minutes=minute)).sent == []
     assert mailing.store.recipients.failing(50) == [], "the failure is not about recipients"

@@ -18,7 +18,7 @@ from portal.batches.parallel import retry_due
 from portal.model.errors import QuarantineError
 from portal.model.message import DeliveryId, State
 from portal.stores import LEASE
-from tests.builders import BY_LINK, hold, now
+from tests.builders import BY_LINK, hold, now, with_parts
 from tests.conftest import MakeSettings
 from tests.faults.conftest import Report
 from tests.faults.standby import Pair
@@ -104,4 +104,4 @@ def _quietly(work: Callable[[], object]) -> Callable[[], None]:
 
 def _at(parts: Parts, ahead: timedelta) -> Parts:
     """Return the parts with a clock that is ahead."""
-    return replace(parts, actions=replace(parts.actions, now=lambda: now() + ahead))
+    return with_parts(parts, actions=replace(parts.actions, now=lambda: now() + ahead))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from html import unescape
 
 import pytest
@@ -13,7 +12,7 @@ from portal.assemble import Parts
 from portal.model.audit import AuditFilter
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.policy.domains import Domains
-from tests.builders import ALICE, BY_OPERATOR, MALLORY
+from tests.builders import ALICE, BY_OPERATOR, MALLORY, with_parts
 from tests.web_client import Answer, Browser, Site
 
 DOMAINS = ("example.org", "example.net", "münchen.example")
@@ -93,7 +92,7 @@ def test_locked_values_have_no_form(make_parts: Callable[..., Parts]) -> None:
     parts = make_parts(local_domains=DOMAINS)
     table = parts.settings.of_domain("example.org").model_copy(update={"notices": True, "locked": ("notices",)})
     settings = parts.settings.model_copy(update={"domains": {"example.org": table}})
-    site = Site(replace(parts, domains=Domains(settings, parts.store)))
+    site = Site(with_parts(parts, domains=Domains(settings, parts.store)))
     browser = staff(site)
     page = text_of(browser.get("/admin/domains?domain=example.org"))
     assert "Locked in the settings file" in page and 'name="key" value="notices"' not in page

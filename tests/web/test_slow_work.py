@@ -30,7 +30,7 @@ from portal.model.text import TAGS
 from portal.stores import Store, open_store
 from portal.stores.records import Held
 from portal.web import create_app
-from tests.builders import ALICE, BY_LINK, BY_OPERATOR, SENDER, mail
+from tests.builders import ALICE, BY_LINK, BY_OPERATOR, SENDER, mail, with_parts
 from tests.smtp_server import SmtpServer
 from tests.uwsgi_client import HEALTH, exchange, packet
 from tests.web.conftest import Start
@@ -71,7 +71,7 @@ def relay() -> Iterator[HangingServer]:
 def site(make_parts: Callable[..., Parts], relay: HangingServer) -> Site:
     parts = make_parts(relay__url=relay.url)
     patient = Relay(relay.url, reply_seconds=300, total_seconds=300)  # longer than any test
-    return Site(replace(parts, actions=replace(parts.actions, relay=patient)))
+    return Site(with_parts(parts, actions=replace(parts.actions, relay=patient)))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ from portal.model.message import (
     new_id,
     scanned_tier,
 )
+from portal.model.record import record
 from portal.stores import scans, search, symbols
 from portal.stores.contracts import NO_STARTS
 from portal.stores.files import word_index
@@ -235,7 +236,7 @@ class FileMessages(SqlMessages):
             return connection.execute("SELECT 1 FROM message WHERE id = ?", (message_id.bytes,)).fetchone() is not None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _Metadata:
     """Metadata of a message in its mail file."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
 from itertools import groupby
@@ -12,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.message import EventKind
+from portal.model.record import record
 from portal.stores import lifecycle
 from portal.stores.files.database import Database
 from portal.stores.files.messages import FileMessages
@@ -47,7 +47,7 @@ _DOMAIN_VALUES = 1_000_000  # more than any site has
 Lines = list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Truncation:
     """The removal of old days of one store's journal."""
 
@@ -158,10 +158,10 @@ class Truncation:
 
     def _delivery_lines(self, ids: Collection[UUID]) -> Lines:
         lines: Lines = []
-        for record in self.messages.records(ids).values():
-            if any(event.kind is EventKind.RAISED for events in record.histories for event in events):
-                lines.append(verdict_line(record.message))
-            if record.message.scan is not None:
-                lines.append(scan_line(record.message))
-            lines += map(delivery_line, record.deliveries, record.histories)
+        for held in self.messages.records(ids).values():
+            if any(event.kind is EventKind.RAISED for events in held.histories for event in events):
+                lines.append(verdict_line(held.message))
+            if held.message.scan is not None:
+                lines.append(scan_line(held.message))
+            lines += map(delivery_line, held.deliveries, held.histories)
         return lines
