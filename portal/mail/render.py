@@ -304,6 +304,7 @@ def site_problems(site_folder: Path) -> list[tuple[str, str]]:
     render = Render(site_folder=site_folder)
     templates = render._templates(render.language)
     assert templates.site is not None  # noqa: S101 - it was given a folder
+    values_in = cache(render._values_in)  # it parses all templates of a folder
     for name in sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.suffix in (".html", ".txt")):
         try:
             templates.site.get_template(name)
@@ -311,7 +312,7 @@ def site_problems(site_folder: Path) -> list[tuple[str, str]]:
         except Exception as error:
             found.append((name, f"{_describe(error, folder)}: the shipped one is used instead"))
             continue
-        unknown = used - render._values_in(name.rpartition("/")[0]) - set(templates.shipped.globals)
+        unknown = used - values_in(name.rpartition("/")[0]) - set(templates.shipped.globals)
         if unknown and name in render._names:
             found.append(
                 (name, f"uses unknown values ({', '.join(sorted(unknown))}): the shipped one may be used instead")
