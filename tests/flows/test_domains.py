@@ -23,6 +23,7 @@ from portal.stores.records import Held
 from tests import builders
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
+from tests.system.samples import PROVEN
 from tests.web_client import Answer, Browser, Site
 
 ALICE, BOB = "alice@apples.example", "bob@pears.example"
@@ -429,6 +430,7 @@ def test_a_digest_with_the_largest_logo_and_many_rows_is_not_clipped(site: Site,
     for number in range(60):
         subject, sender = f"{number} " + "a subject that is long " * 6, f"Promo <promo@shop{number}.example>"
         site.hold(recipients=(BOB,), subject=subject, header_from=sender)
+    site.hold(recipients=(BOB,), header_from="Jane <jane@partner.example>", symbols=PROVEN, score=15.2)  # looks wanted
     send_all(site)
     [sent] = [mail for mail in smtp.mails if mail.recipients == [BOB]]
     assert 60_000 < len(sent.data) < 90_000
