@@ -164,7 +164,7 @@ class Inbox:
             part=part,
             # Not where the result of an act is the news: the page would take more statements than it may.
             elsewhere=[]
-            if part.groups or part.older or part.newer or named
+            if part.groups or part.older or part.newer is not None or named
             else self._elsewhere(listing, reader, viewer, counts),
             sizes=SIZES,
             **filters(listing, reader, of.values(), viewer),
@@ -229,15 +229,15 @@ class Inbox:
         if not listing.is_ranked:
             page = search(listing.size, listing.before, listing.down_to)
             groups, number = _folded(page.deliveries, listing), len(page.deliveries)
-            at = _messages_before(listing, counts)
+            at, is_exact = _messages_before(listing, counts)
             if listing.down_to is None:
                 older = listing.older(page.next, at + number) if page.next else None
-                newer = listing.newer(listing.before, at) if listing.before else None
+                newer = listing.newer(listing.before, at, is_exact=is_exact) if listing.before else None
                 return Part(groups, position(at, number, at + number, is_whole=page.next is None), older, newer)
             if page.next is None:
                 return None
             begin = max(0, at - number)
-            newer = listing.newer(page.next, begin)
+            newer = listing.newer(page.next, begin, is_exact=is_exact)
             return Part(groups, position(begin, number, at, is_whole=False), listing.older(listing.down_to, at), newer)
         page = search(RANKED_MAX)
         ranking = ranked(page.deliveries, addresses_in(counts.released_from))
@@ -316,12 +316,12 @@ def _row_of(rows: Mapping[DeliveryId, Row], message_id: UUID | None, number: int
     )
 
 
-def _messages_before(listing: Listing, counts: Counts) -> int:
-    """Return the number of messages from the first one to the page's `before` or `down_to`: of a list without filters,
-    as long as `counts` counts so many; else as the pages have counted them."""
+def _messages_before(listing: Listing, counts: Counts) -> tuple[int, bool]:
+    """Return the number of messages from the first one to the page's `before` or `down_to`, and whether it is exact: of
+    a list without filters, as long as `counts` counts so many; else the pages have counted them before."""
     if listing.is_filtered or counts.since is None or listing.cursor is None:
-        return listing.at
-    return sum(counts.since.get(state, 0) for state in VIEWS[listing.view])
+        return listing.at, False
+    return sum(counts.since.get(state, 0) for state in VIEWS[listing.view]), True
 
 
 def _news(listing: Listing, counts: Counts, since: datetime | None, viewer: Viewer) -> tuple[str, str] | None:
@@ -350,7 +350,9 @@ def _all_likely(listing: Listing, part: Part, counts: Counts) -> str:
     page, in this order, or too many."""
     number = counts.of.get(State.HELD, 0)
     size = next((each for each in SIZES if number <= int(each)), "")
-    is_offered = (part.older or part.newer) and counts.complete and not listing.is_filtered and not listing.is_ranked
+    is_offered = (
+        (part.older or part.newer is not None) and counts.complete and not listing.is_filtered and not listing.is_ranked
+    )
     return listing.query(order="likely", size=size) if is_offered and size else ""
 
 

@@ -31,7 +31,8 @@ _SIZE = "25"
 RANKED_MAX = 300  # the newest messages that are put in order of the likeliest mistakes
 _NO_DELIVERY = DeliveryId(UUID(int=0), 0)
 _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
-_FROM = re.compile(r'(?:^|\s)from:\s*(?:"([^"]+)"?|([^\s"]\S*))', re.IGNORECASE)
+# A phrase between quotation marks is left as it is.
+_PHRASE_OR_FROM = re.compile(r'"[^"]*"?|(?:^|(?<=\s))from:\s*(?:"([^"]+)"?|([^\s"]\S*))', re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
 _LENGTHS = {  # the parameters, and the most characters of each
     "state": 10,
@@ -70,14 +71,13 @@ class Listing:
     def of(cls, pairs: Iterable[tuple[str, str]]) -> Listing:
         """Return the listing of a query's names and values; the last value of a name wins.
 
-        ``from:NAME`` in the search is the filter by sender.
+        ``from:NAME`` in the search is the filter by sender; the last one wins.
         """
         texts = ((name, _without_controls(value)) for name, value in pairs if name in _LENGTHS)
         values = {name: value[: _LENGTHS[name]] for name, value in texts if value.strip()}
-        words = values.get("q", "")
-        if match := _FROM.search(words):
-            left = f"{words[: match.start()]} {words[match.end() :]}".strip()
-            values |= {"q": left, "sender": match[1] or match[2]}
+        words, sender = _without_sender(values.get("q", ""))
+        if sender:
+            values |= {"q": words, "sender": sender}
         return cls({name: value for name, value in values.items() if value})
 
     @classmethod
@@ -165,9 +165,12 @@ class Listing:
         """Return the query string of the page that begins after this delivery, the last one of ``at`` messages."""
         return self.query(before=name_of(before), down_to="", at=str(at), select="")
 
-    def newer(self, down_to: DeliveryId, at: int) -> str:
-        """Return the query string of the page that ends with this delivery, the last one of ``at`` messages."""
-        if 0 < at <= self.size:
+    def newer(self, down_to: DeliveryId, at: int, *, is_exact: bool) -> str:
+        """Return the query string of the page that ends with this delivery, the last one of ``at`` messages.
+
+        ``is_exact``: none was held since they were counted. Otherwise the first page might not have this delivery.
+        """
+        if is_exact and 0 < at <= self.size:
             return self.first_page()
         return self.query(before="", down_to=name_of(down_to), at=str(at or ""), select="")
 
@@ -230,6 +233,16 @@ def _score(text: str) -> float | None:
         return criteria.number(text)
     except ValueError:
         return None
+
+
+def _without_sender(words: str) -> tuple[str, str]:
+    """Return the words of a search without each ``from:NAME``, and the last NAME, "" if there is none."""
+    sender = ""
+    while found := [match for match in _PHRASE_OR_FROM.finditer(words) if match[1] or match[2]]:
+        sender = sender or found[-1][1] or found[-1][2]
+        for match in reversed(found):
+            words = f"{words[: match.start()]} {words[match.end() :]}".strip()
+    return words, sender
 
 
 def _without_controls(text: str) -> str:
