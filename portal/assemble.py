@@ -57,7 +57,9 @@ class Parts:
         self._release_seconds = release_seconds
 
     def make_all(self) -> None:
-        """Make all parts."""
+        """Make all parts for a process that runs for long: it imports nothing after an upgrade replaced the files."""
+        import portal.mail.smtp_replies  # noqa: F401 - see `portal.mail.smtp_session`
+
         for name, part in vars(type(self)).items():
             if isinstance(part, cached_property):
                 getattr(self, name)

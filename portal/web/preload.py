@@ -12,7 +12,8 @@ import gc
 from contextlib import suppress
 
 import portal.mail.relay
-import portal.mail.smtp_replies  # noqa: F401
+import portal.mail.smtp_replies
+import portal.rspamd  # noqa: F401
 from portal.model.errors import SettingsError
 from portal.settings import load
 from portal.stores import import_store

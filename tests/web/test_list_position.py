@@ -45,7 +45,7 @@ def page_after(browser: Browser, page: str, rel: str) -> str:
     if not found:
         return ""
     answer = browser.get(html.unescape(found[1]))
-    return (browser.get(answer.header("Location")) if answer.status == 303 else answer).text
+    return (browser.get(answer.header("Location") or "") if answer.status == 303 else answer).text
 
 
 def link(page: str, rel: str) -> str:

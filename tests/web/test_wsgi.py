@@ -28,6 +28,7 @@ def test_a_refused_request_is_logged_with_its_own_id_and_all_modules_are_loaded_
         "QUARANTINE_CONFIG": "/dev/null",
         "QUARANTINE_STORE__URL": f"files://{tmp_path}/store",
         "QUARANTINE_LINKS__KEYS_FILE": f"{tmp_path}/links.keys",
+        "QUARANTINE_RSPAMD__URL": "http://127.0.0.1:1",
     }
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["portal.wsgi"]
