@@ -286,16 +286,16 @@ def test_title_and_subject_say_how_many_may_be_wanted_and_where_they_are_from() 
 def test_the_preview_names_the_domains_of_likely_mistakes_alone() -> None:
     hosts = ["example.net", "a.example", "b.example", "c.example"]
     mail = mail_of(*(delivery(n, header_from=f"X <x@{host}>", symbols=signed(host)) for n, host in enumerate(hosts)))
-    assert "Likely mistakes: @example.net, @a.example, @b.example" in html_of(mail).words
-    assert "@c.example" not in html_of(mail).words.partition("Mail quarantine\n")[0]
+    assert beside_subject(mail) == "Likely mistakes: @example.net, @a.example, @b.example"
     assert beside_subject(mail_of(delivery(1))) == "Held messages are removed after 30 days."
 
 
 def beside_subject(mail: EmailMessage) -> str:
-    """Return the hidden text of the HTML part, which mail programs show beside the subject."""
+    """Return the first text of the HTML part, which mail programs show beside the subject."""
     part = parsed(mail).get_body(("html",))
     assert part is not None
-    [found] = re.findall(r'<div style="display:none[^>]*>(.*?)</div>', part.get_content(), re.DOTALL)
+    [found] = re.findall(r"<body.*?<p[^>]*>(.*?)</p>", part.get_content(), re.DOTALL)
+    assert "display:none" not in part.get_content()
     return squeezed(found).strip()
 
 
@@ -313,8 +313,7 @@ def test_a_digest_in_which_nothing_looks_wanted_is_short() -> None:
         text, count = squeezed(text_of(mail)), f"{summary}{1 + len(more)}"
         assert mail["Subject"] == f"{10 + len(more)} messages held, none looks wanted"
         assert text.count(" Show: ") == rows and text.count(count) == 1
-        assert beside_subject(mail) == f"{count}. Held messages are removed after 30 days."
-        assert squeezed(html_of(mail).words).count(count) == 2, "it can be read as well"
+        assert beside_subject(mail) == count
         assert ("6 more messages are not listed here. 1 of them is possibly dangerous." in text) == bool(more)
     assert squeezed(text_of(mail_of(*held, *more, max_rows=2))).count(" Show: ") == 2
     assert summary not in squeezed(text_of(mail_of(*held, delivery(11, symbols=signed())))), "that one may be wanted"
