@@ -69,4 +69,4 @@ def _until_wanted(
         return None
     if digest.is_taken_over:  # it lacks messages that came after the earlier claim: a new claim has them
         return Unsent(replace(digest, is_taken_over=False), due_at=now)
-    return Unsent(digest, due_at=domains.plan(digest.recipient, digest.preferences).next_time(now))
+    return Unsent(digest, due_at=domains.plan(digest.recipient, digest.preferences).next_time(now), is_put_off=True)

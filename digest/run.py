@@ -94,7 +94,7 @@ def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
     elif not any(delivery.state is State.HELD for delivery in digest.deliveries):
         run.summary.skipped.append((recipient, "no message of the last digest is still held"))
     else:
-        run.repeat(replace(digest, issued_at=now.replace(microsecond=0)))
+        run.repeat(digest, now.replace(microsecond=0))
     return run.summary
 
 
@@ -390,15 +390,20 @@ class Run:
     def _mail(self, digest: Digest, mail_id: UUID, known: Collection[str], is_first: bool) -> bytes:
         return digest_mail(self.parts, digest, self.clock(), mail_id, known, is_first).as_bytes()
 
-    def repeat(self, digest: Digest) -> None:
-        """Send a digest that was sent before, as another mail."""
+    def repeat(self, earlier: Digest, issued_at: datetime) -> None:
+        """Send a digest that was sent before, as another mail with links of this date."""
+        digest, store = replace(earlier, issued_at=issued_at), self.parts.store
         mail_id = new_id(self.clock())
-        known = known_senders(self.parts.store, [digest.effective_reader]).get(digest.recipient, ())
+        known = known_senders(store, [digest.effective_reader]).get(digest.recipient, ())
         try:
             mail = self._mail(digest, mail_id, known, is_first=False)
-            self.parts.store.digests.repeat(digest)
+            # Recorded before the mail is sent, since the digest must be kept for as long as the links of the mail work.
+            store.digests.repeat(digest)
             reply = self.parts.mailer.send("", digest.address, [mail], has_8bit=not mail.isascii())
         except Exception as error:
+            if not Outcome(digest, error=error, begun=True).may_have_arrived:
+                with suppress(QuarantineError):  # if this fails, it is kept for longer
+                    store.digests.repeat(earlier)
             self._report.failed(digest.recipient, error)
         else:
             self._report.sent(digest, mail_id, reply)

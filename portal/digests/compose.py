@@ -81,6 +81,7 @@ def compose(
     urls = {name: links.url(action, digest.id, 0, digest.issued_at) for name, action in _URLS.items()}
     builder = Builder(digest, links, locale, zone, right, urls["several"], urls["portal"])
     rows, dangerous = listed.rows(builder, max_rows)
+    shown = urls if listed.may_be_released_together(right) else urls | {"several": ""}
 
     def mail(count: int, encoding: str = "quoted-printable") -> EmailMessage:
         return render.mail(
@@ -104,7 +105,7 @@ def compose(
             is_notice=digest.is_notice,
             link_days=links.lifetime.days,
             retention_days=retention_days,
-            **urls | listed.values(rows, dangerous, count),
+            **shown | listed.values(rows, dangerous, count),
         )
 
     return _fitting(mail, len(rows) + len(dangerous), is_latin=locale.latin)
@@ -128,9 +129,9 @@ class _Listed:
         return cls(others, groups[len(others) :], len(digest.deliveries) - _size(groups))
 
     @property
-    def likely(self) -> list[Group]:
-        """The likely mistakes."""
-        return [group for group in self.others if group.section is Section.LIKELY_MISTAKES]
+    def _wanted(self) -> list[Group]:
+        """Those that may be wanted."""
+        return [group for group in self.others if group.may_be_wanted]
 
     def _kinds(self) -> list[tuple[str, int]]:
         """Return how many messages there are of each kind, in order, without kinds of which there are none."""
@@ -141,17 +142,22 @@ class _Listed:
 
     def rows(self, builder: Builder, max_rows: int) -> tuple[list[Row], list[Row]]:
         """Return the rows of both, together at most so many; a few if nothing looks wanted and there are many."""
-        if not self.likely and len(self.others) + len(self.dangerous) > _UNWANTED_ROWS:
+        if not self._wanted and len(self.others) + len(self.dangerous) > _UNWANTED_ROWS:
             max_rows = min(max_rows, _FIRST_ROWS)
         others, dangerous = _shares(max_rows, len(self.others), len(self.dangerous))
         return builder.rows(self.others, others), builder.rows(self.dangerous, dangerous)
 
+    def may_be_released_together(self, right: Callable[[Delivery], ReleaseRight]) -> bool:
+        """Return whether the page *Release or delete several messages* lists any, also of those without a row."""
+        return any(right(each) is ReleaseRight.SELF for group in self.others for each in (group.newest, *group.others))
+
     def values(self, rows: Sequence[Row], dangerous: Sequence[Row], count: int) -> dict[str, Any]:
-        """Return what the template says of them, with ``count`` of these rows. `several` is without a row for it."""
+        """Return what the template says of them, with ``count`` of these rows."""
         first, last = _shares(count, len(rows), len(dangerous))
-        held, domains = _size(self.others) + _size(self.dangerous), _domains(self.likely)
-        found: dict[str, Any] = {
-            "wanted": _size(self.likely),
+        wanted = self._wanted
+        held, domains = _size(self.others) + _size(self.dangerous), _domains(wanted)
+        return {
+            "wanted": _size(wanted),
             "count": held,
             "telling": ", ".join(domains[:DOMAINS]),
             "domains": domains,
@@ -162,7 +168,6 @@ class _Listed:
             "more": held - _size(self.others[:first]) - _size(self.dangerous[:last]),
             "more_dangerous": _size(self.dangerous[last:]),
         }
-        return found if any(row.release for row in rows[:first]) else found | {"several": ""}
 
 
 def _unsubscribe(links: Links, preferences: str) -> dict[str, str]:
@@ -226,10 +231,11 @@ def _fits(mail: EmailMessage) -> bool:
     return bodies + HEADER_BYTES <= MAIL_BYTES or len(mail.as_bytes()) <= MAIL_BYTES
 
 
-def _domains(likely: Iterable[Group]) -> list[str]:
-    """Return the domains of the first likely mistakes. Their senders are authentic, so no spammer chose the domain of
-    somebody else."""
-    hosts = dict.fromkeys(from_address(group.newest.message).rpartition("@")[2] for group in likely)
+def _domains(wanted: Iterable[Group]) -> list[str]:
+    """Return the domains of the first likely mistakes among these. Their senders are authentic, so no spammer chose the
+    domain of somebody else."""
+    likely = [group.newest.message for group in wanted if group.section is Section.LIKELY_MISTAKES]
+    hosts = dict.fromkeys(from_address(message).rpartition("@")[2] for message in likely)
     return [host for host in hosts if _DOMAIN.fullmatch(host)][:PREVIEW_DOMAINS]
 
 

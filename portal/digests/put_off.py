@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from portal.digests.compose import DELIVERIES
 from portal.model.message import State
-from portal.model.ranking import Section, ranked
+from portal.model.ranking import ranked
 from portal.policy.domains import Domains
 from portal.policy.retention import end_of
 from portal.stores.records import Digest
@@ -33,7 +33,7 @@ def put_off_until(
         return None
     if digest.is_requested(last_sent_at, now):
         return None
-    if any(group.section is Section.LIKELY_MISTAKES for group in ranked(held, known)):
+    if any(group.may_be_wanted for group in ranked(held, known)):
         return None
     # At most `now`: a digest that was sent by a clock that was ahead would put off all others.
     limit = min(last_sent_at, now) + _LONGEST

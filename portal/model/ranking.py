@@ -73,6 +73,15 @@ class Group:
         return Section.OTHERS if self._is_bulk else Section.LIKELY_MISTAKES
 
     @property
+    def may_be_wanted(self) -> bool:
+        """True if it is a likely mistake, or would be one if its virus scan were done."""
+        if self.section is not Section.OTHERS:
+            return self.section is Section.LIKELY_MISTAKES
+        if not self.trusted or self._is_bulk:
+            return False
+        return any(each.message.verdict_tier is Tier.SPAM for each in (self.newest, *self.others))
+
+    @property
     def kind(self) -> str:
         """One of `KINDS`, which are finer than the sections."""
         if self.section is not Section.OTHERS:

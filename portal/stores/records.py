@@ -243,6 +243,7 @@ class Unsent:
     due_at: datetime | None = None  # its new due time, if it is due now
     failure: str = ""  # the mail server's answer, for operators
     may_have_arrived: bool = False  # the connection was lost at the final dot, for example
+    is_put_off: bool = False  # it waits for wanted mail: earlier failures do not count any more
 
 
 class DigestRequest(Enum):

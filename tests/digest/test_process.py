@@ -1096,6 +1096,20 @@ def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server:
     assert len(mailing.store.digests.unannounced(Reader(ALICE), 10)) == 1, "resending announces nothing"
 
 
+@pytest.mark.parametrize(("behaviour", "may_have_arrived"), [("452 4.3.1 full", False), (DROP, True)])
+def test_a_digest_that_was_not_sent_again_keeps_its_date(
+    mailing: Parts, server: SmtpServer, behaviour: str, may_have_arrived: bool
+) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    first, later = (now() + each * DAY for each in (1, 9))
+    run.send_all(mailing, first)
+    failing(server, "BODY", behaviour)
+    assert [who for who, _ in run.resend(mailing, later, ALICE).failed] == [ALICE]
+    issued_at = (later if may_have_arrived else first).replace(microsecond=0)
+    assert mailing.store.recipients.contacts(ALICE, later)[1].digest_at == issued_at, "links in a mail are known"
+    assert mailing.store.digests.issued_since(ALICE, first - DAY) == (1, issued_at)
+
+
 def test_resend_says_when_there_is_nothing_to_repeat(mailing: Parts, server: SmtpServer, program: Program) -> None:
     assert "no earlier digest" in result_of(program("once", "--resend", "--recipient", ALICE))[1]
     held = hold(mailing.store, recipients=[ALICE])

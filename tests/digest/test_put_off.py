@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import pytest
@@ -9,14 +10,14 @@ import pytest
 from digest import news, run
 from digest.outcomes import Summary
 from portal.assemble import Parts
-from portal.model.message import Reader, Tier
+from portal.model.message import WAITING, Reader, Scan, ScanOutcome, Tier
 from portal.model.schedule import Preferences
 from portal.stores import LEASE
-from portal.stores.records import DigestRequest
-from tests.builders import ALICE, BOB, hold, now
+from portal.stores.records import Digest, DigestRequest, Unsent
+from tests.builders import ALICE, BOB, BY_LINK, body, export, hold, mail, now
 from tests.conftest import MakeParts
-from tests.digest.test_notices import wanted
-from tests.digest.test_process import mailing, notified, server, text, tick
+from tests.digest.test_notices import SIGNED, wanted
+from tests.digest.test_process import failing, mailing, notified, server, text, tick
 from tests.smtp_server import SmtpServer
 
 __all__ = ["mailing", "server"]  # fixtures
@@ -57,6 +58,18 @@ def test_a_digest_waits_for_mail_that_may_be_wanted(mailing: Parts, server: Smtp
     assert "Cheap pills" in text(server.mails[1]) and "Your order 4711" in text(server.mails[1])
 
 
+def test_mail_that_is_not_scanned_may_be_wanted(mailing: Parts, first: datetime) -> None:
+    def add(tier: Tier, scan: Scan, at: datetime) -> None:
+        data = mail()
+        exported = export(data, recipients=(ALICE,), header_from="ann@example.net", symbols=SIGNED)
+        mailing.store.messages.add(exported, body(data), tier, {ALICE}, at=at, scan=scan)
+
+    add(Tier.SUSPICIOUS, WAITING, first + MINUTE)
+    assert mornings(mailing, first, 1)[0].sent == [], "its verdict is suspicious"
+    add(Tier.SPAM, Scan(ScanOutcome.FAILED, first + DAY), first + DAY + MINUTE)
+    assert mornings(mailing, first + DAY, 1)[0].sent == [(ALICE, 2)]
+
+
 def test_it_is_sent_after_a_week_although_the_last_one_was_late(
     mailing: Parts, server: SmtpServer, first: datetime
 ) -> None:
@@ -89,6 +102,33 @@ def test_a_requested_digest_and_one_by_name_do_not_wait(mailing: Parts, server: 
     hold(mailing.store, recipients=[ALICE], at=at + DAY + MINUTE)
     mailing.store.recipients.set_preferences(ALICE, Preferences(timezone="UTC"))
     assert mornings(mailing, first + 2 * DAY, 1)[0].sent == [(ALICE, 1)], "she changed her mind"
+
+
+def test_a_request_while_a_digest_is_put_off_is_kept(
+    mailing: Parts, server: SmtpServer, first: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(mailing.store, recipients=[ALICE], at=first + DAY / 2)
+    settle = mailing.store.digests.settle
+
+    def request_first(sent: Sequence[Digest], unsent: Sequence[Unsent], at: datetime) -> bool:
+        monkeypatch.undo()
+        assert mailing.store.digests.request(Reader(ALICE), at, at - DAY) is DigestRequest.DUE
+        return settle(sent, unsent, at)
+
+    monkeypatch.setattr(mailing.store.digests, "settle", request_first)
+    assert mornings(mailing, first, 1)[0].sent == [(ALICE, 1)], "it is claimed again at once"
+
+
+def test_a_failed_digest_that_is_put_off_fails_no_more(mailing: Parts, server: SmtpServer, first: datetime) -> None:
+    hold(mailing.store, recipients=[ALICE], at=first + DAY / 2)
+    held = hold(mailing.store, recipients=[ALICE], at=first + DAY / 2, header_from="ann@example.net", symbols=SIGNED)
+    failing(server, "RCPT", "450 4.2.2 mailbox full")
+    assert [who for who, _ in mornings(mailing, first, 1)[0].failed] == [ALICE]
+    assert len(mailing.store.recipients.failing(9)) == 1
+    server.script.clear()
+    mailing.actions.delete(held.id, 0, BY_LINK)
+    assert tick(mailing, first + DAY + 30 * MINUTE).skipped == [(ALICE, "no message looks wanted")]
+    assert mailing.store.recipients.failing(9) == []
 
 
 def test_a_claim_of_a_process_that_died_is_put_off_and_loses_nothing(

@@ -22,7 +22,7 @@ from portal.digests.compose import MAIL_BYTES, compose
 from portal.mail.render import Render
 from portal.model.from_header import parse
 from portal.model.links import MARK_HEADER, Action, Links
-from portal.model.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
+from portal.model.message import Delivery, Flag, Message, Scan, ScanOutcome, State, Symbol, Tier, new_id
 from portal.model.rights import ReleaseRight
 from portal.model.text import TAGS, wrapped
 from portal.stores.records import Digest
@@ -317,6 +317,27 @@ def test_a_digest_in_which_nothing_looks_wanted_is_short() -> None:
         assert ("6 more messages are not listed here. 1 of them is possibly dangerous." in text) == bool(more)
     assert squeezed(text_of(mail_of(*held, *more, max_rows=2))).count(" Show: ") == 2
     assert summary not in squeezed(text_of(mail_of(*held, delivery(11, symbols=signed())))), "that one may be wanted"
+
+
+def test_a_digest_of_messages_that_are_not_scanned_is_not_short() -> None:
+    names = [f"{name}.example.net" for name in "abcdefghijkl"]
+    scan = Scan(ScanOutcome.FAILED)
+    held = [delivery(n, header_from=f"p@{each}", symbols=signed(each), scan=scan) for n, each in enumerate(names)]
+    mail = mail_of(*held)
+    assert mail["Subject"] == "12 held messages may be wanted", "no sender is named"
+    text = text_of(mail)
+    assert text.count("Show:") == 12 and "Likely mistakes" not in text and "Bulk" not in text
+
+
+def test_messages_without_a_row_can_be_released_together() -> None:
+    def by_verdict(each: Delivery) -> ReleaseRight:
+        return ReleaseRight.SELF if each.message.tier is Tier.SPAM else ReleaseRight.REQUEST
+
+    to_check = [delivery(n, verdict_tier=Tier.SUSPICIOUS, score=5.0) for n in range(5)]
+    for more, count in ((delivery(5, score=20.0), 1), (delivery(5, verdict_tier=Tier.DANGEROUS), 0)):
+        mail = mail_of(*to_check, more, right=by_verdict, max_rows=5)
+        assert text_of(mail).count("Release or delete several messages:") == count
+        assert html_of(mail).words.count("Release or delete several messages") == count
 
 
 @pytest.mark.parametrize(

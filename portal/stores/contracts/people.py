@@ -136,7 +136,8 @@ class Digests(ABC):
 
     @abstractmethod
     def repeat(self, digest: Digest) -> None:
-        """Record that a digest that was sent earlier is sent once more, with links dated ``digest.issued_at``."""
+        """Record that a digest that was sent earlier is sent once more, with links dated ``digest.issued_at``, or that
+        it was not: then with its earlier date."""
 
     @abstractmethod
     def get(self, digest_id: UUID) -> Digest:

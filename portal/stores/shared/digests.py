@@ -78,11 +78,12 @@ _END_NOTICE = (
 )
 _END_UNSENT = (
     "update recipient set lease = null, lease_until = :not_before{0},"
-    " next_digest_at = case when next_digest_at <= :now then coalesce(:due_at, next_digest_at)"
-    " else next_digest_at end,"
-    " failures = case when :failure = '' then failures else failures + 1 end,"
-    " failure = case when :failure = '' then failure else :failure end,"
-    " failed_at = case when :failure = '' then failed_at else :now end"
+    # A digest that was requested after the claim stays due.
+    " next_digest_at = case when next_digest_at <= :now and (asked_at is null or asked_at = :requested_at)"
+    " then coalesce(:due_at, next_digest_at) else next_digest_at end,"
+    " failures = case when :is_put_off then 0 when :failure = '' then failures else failures + 1 end,"
+    " failure = case when :is_put_off or :failure <> '' then :failure else failure end,"
+    " failed_at = case when :is_put_off then null when :failure = '' then failed_at else :now end"
     " where recipient = :recipient and lease = :lease"
 )
 _NOTICES_SENT = (
