@@ -65,6 +65,11 @@ class Outcome(StrEnum):
         """True if the action was performed."""
         return self in _DONE
 
+    @property
+    def is_moot(self) -> bool:
+        """True if the action does not change messages in their state."""
+        return self in _MOOT
+
 
 _DONE = frozenset(
     {
@@ -105,6 +110,7 @@ _ALREADY = {
     State.DELETED: Outcome.ALREADY_DELETED,
     State.REQUESTED: Outcome.ALREADY_REQUESTED,
 }
+_MOOT = frozenset({*_ALREADY.values(), Outcome.NOT_DELETED})
 
 
 def unchanged(act: Act, state: State) -> Outcome:

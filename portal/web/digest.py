@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from bottle import HTTPResponse
 
-from portal.batches.batch import Act, Batch, Outcome, Progress, Selection
+from portal.batches.batch import NAMED, Act, Batch, Outcome, Progress, Selection
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
 from portal.model.links import Action, Link
@@ -71,6 +71,7 @@ class DigestPages:
             mails=[(_form_value(each), of[each.key]) for each in listed],
             more=max(0, len(held) - _MAX_MESSAGES),
             group=_group(like),
+            since=request.query("since") if _SINCE.fullmatch(request.query("since")) else "",
             is_chosen=chosen == "all",
             act=_act_of(made),
             outcomes=[outcome_row(each.outcome, each.number, [of[d.key] for d in each.deliveries]) for each in result],
@@ -207,7 +208,7 @@ def _result(digest: Digest, made: Job | None, since: str) -> list[_Outcome]:
             if each.state_at >= rendered_at and (outcome := _CHANGED_TO.get(each.state)) and not _is_untouched(each):
                 named.setdefault(outcome, []).append(each)
         counts = {outcome: len(found) for outcome, found in named.items()}
-    return [_Outcome(each, counts[each], named.get(each, ())) for each in Outcome if counts.get(each)]
+    return [_Outcome(each, counts[each], named.get(each, ())[:NAMED]) for each in Outcome if counts.get(each)]
 
 
 def _is_untouched(delivery: Delivery) -> bool:

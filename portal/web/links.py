@@ -77,7 +77,7 @@ class LinkPages:
         link_open = LinkOpen(link.key, self._pages.now())
         if link.action in _DIGEST_ACTIONS:
             recipient = self._recipient(request, link)
-            if not (request.query("since") or request.query("select")):
+            if not request.query("since"):
                 self._record_open(request, link, recipient, link_open)
             if link.action is Action.OPEN:
                 return self._open(request, recipient)

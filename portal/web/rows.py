@@ -288,6 +288,7 @@ class OutcomeRow:
     text: str  # to be translated
     number: int
     is_unchanged: bool  # the action was not performed
+    is_moot: bool  # it does not change messages in such a state
     rows: Sequence[Row]  # those that are named, at most `batch.NAMED`
 
     @property
@@ -317,7 +318,7 @@ class BatchRow:
 
 def outcome_row(outcome: Outcome, number: int, rows: Sequence[Row]) -> OutcomeRow:
     """Return the view model of the deliveries with an outcome. ``rows``: those that are named."""
-    return OutcomeRow(_OUTCOMES[outcome], number, not outcome.is_done, rows)
+    return OutcomeRow(_OUTCOMES[outcome], number, not outcome.is_done, outcome.is_moot, rows)
 
 
 def batch_row(id: UUID, batch: Batch, progress: Progress, rows: Sequence[Row], *, is_finished: bool) -> BatchRow:

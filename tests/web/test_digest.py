@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ from portal.model.message import State, Symbol, Tier
 from portal.stores.records import Digest, Held
 from portal.web import bulk as web_bulk
 from portal.web import digest as web_digest
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting
 from tests.moving.test_copy import damage
 from tests.smtp_server import SmtpServer, nobody_listens
 from tests.web_client import ORIGIN, ROOT, Browser, Site
@@ -268,6 +269,19 @@ def test_a_link_selects_all_messages_of_the_page_or_none(site: Site) -> None:
     ):
         page = browser.get(f"{path}{shown}").text
         assert page.count(" checked") == count and f'<a href="./?{link}">' in page
+    page = choose(browser, path, "delete", [f"{helds[0].id}.0"], page)
+    [link] = re.findall(r'<a href="\./([^"]*select=all[^"]*)">', page)
+    assert "Undo deletion" in browser.get(f"{path}{html.unescape(link)}").text, "the result stays"
+
+
+def test_of_many_messages_the_result_names_some(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.web.digest.NAMED", 2)
+    helds = [site.hold(subject=f"Order {number}", header_from=f"a{number}@example.net") for number in range(4)]
+    path = several(site, send_digest(site))
+    for each in helds:
+        site.parts.actions.delete(each.id, 0, BY_LINK)
+    page = site.browser().get(f"{path}?since=1").text
+    assert "Deleted: 4" in page and page.count("Deleted on") == 2
 
 
 @pytest.mark.parametrize("do", ["release", "delete"])

@@ -182,6 +182,24 @@ def test_a_deletion_that_was_not_undone_is_not_reported_as_undone(site: Site) ->
     assert "Not changed, not deleted" in page and "Deletion undone" not in page
 
 
+@pytest.mark.parametrize(
+    ("do", "state", "why"),
+    [
+        ("release", "released", "Not changed, already released"),
+        ("release", "passed", "Not changed, already let through"),
+        ("delete", "deleted", "Not changed, already deleted"),
+        ("ask", "requested", "Not changed, release requested"),
+    ],
+)
+def test_of_one_message_the_result_says_that_the_act_changed_nothing(
+    site: Site, relay: SmtpServer, do: str, state: str, why: str
+) -> None:
+    helds, browser = in_every_state(site, relay), site.signed_in(ALICE)
+    page = browser.follow(post(browser, [helds[state]], do, **{"from": "list?state=all"}), "/?state=all").text
+    assert f'<p class="state bad">{why}</p>' in page
+    assert site.state(helds[state]).value == state
+
+
 def test_suspicious_messages_are_released_only_after_their_cautions_were_shown(site: Site, relay: SmtpServer) -> None:
     spam, first, second = hold_many(site, 1)[0], *(site.hold(Tier.SUSPICIOUS, subject=f"macro {n}") for n in (1, 2))
     virus = site.hold(Tier.DANGEROUS, subject="a virus")
