@@ -6,6 +6,7 @@ Every query of the store names the recipient of the session, so keys of other re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from bottle import HTTPResponse
@@ -13,7 +14,7 @@ from bottle import HTTPResponse
 from portal.batches.batch import CHANGES, READER_ACTS, Act, Batch, Progress, Selection
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
-from portal.model.message import Delivery, DeliveryId, Tier, new_id
+from portal.model.message import Delivery, DeliveryId, Reader, Tier, new_id
 from portal.model.rights import ReleaseRight
 from portal.model.rule import Effect
 from portal.model.text import N_, shown
@@ -51,7 +52,8 @@ class _Wish(NamedTuple):
 
     act: Act
     selection: Selection
-    page: Page  # the first deliveries that are selected
+    page: Page  # the first deliveries of the selection that the act may change
+    is_small: bool  # the selection has few deliveries, also with those that the act does not change
 
 
 class Selections:
@@ -84,8 +86,7 @@ class Selections:
             made = self._batches.made(actor_of(request, session.recipient, "portal"), form_id(request, _FIELDS))
             return self._result(made, place) if made else self._pages.see_other(f"/{place or '?'}&none=1")
         found, confirmed = wish.page.deliveries, request.form("suspicious")
-        is_small = wish.page.next is None and len(found) <= AT_ONCE
-        if wish.act is Act.REQUEST and not is_small:
+        if wish.act is Act.REQUEST and not _is_small(wish.page):
             return self._pages.notice(
                 request,
                 N_("Too many messages"),
@@ -97,10 +98,9 @@ class Selections:
         may_confirm = wish.page.next is None and len(to_check) <= _LISTED
         if to_check and confirmed != "leave" and not (confirmed == "release" and may_confirm):
             return self._confirm(request, session, wish, to_check, may_confirm=may_confirm)
-        selection = Selection(tuple(each.key for each in found)) if is_small else wish.selection
         reason = shown(request.form("reason"), REQUEST_REASON_CHARACTERS) if wish.act is Act.REQUEST else ""
-        batch = Batch(wish.act, selection, confirmed == "release", reason=reason)
-        return self._make(request, session, batch, place, is_small=is_small)
+        batch = Batch(wish.act, wish.selection, confirmed == "release", reason=reason)
+        return self._make(request, session, batch, place, is_small=wish.is_small)
 
     def _senders_of(self, request: Request, session: Session, place: str) -> HTTPResponse:
         """Return the page that asks for which senders of the selected messages rules are made."""
@@ -125,9 +125,19 @@ class Selections:
             and act not in (*BULK_ACTS.get(view, ()), *MORE_ACTS.get(view, ()))
         ):
             return None
-        limit = _EXAMINED if act == Act.RELEASE else AT_ONCE + 1
-        selection, page = self._selected(request, session, place, names, limit, is_one_row=is_one_row)
-        return _Wish(Act(act), selection, page) if page.deliveries else None
+        selection, page = self._selected(request, session, place, names, AT_ONCE + 1, is_one_row=is_one_row)
+        if not page.deliveries:
+            return None
+        changes = CHANGES[Act(act)]
+        is_small = _is_small(page)
+        if is_small:
+            selection = Selection(tuple(each.key for each in page.deliveries))
+        elif not selection.keys and act in (Act.RELEASE, Act.REQUEST):
+            criteria = replace(selection.criteria, states=selection.criteria.states & changes)
+            limit = _EXAMINED if act == Act.RELEASE else AT_ONCE + 1
+            page = self._matching(self._reader(session), replace(selection, criteria=criteria), limit)
+        changed = tuple(each for each in page.deliveries if each.state in changes)
+        return _Wish(Act(act), selection, Page(changed, page.next), is_small)
 
     def _selected(
         self, request: Request, session: Session, place: str, names: str, limit: int, *, is_one_row: bool = False
@@ -136,7 +146,7 @@ class Selections:
 
         ``names``: the keys of the rows that are ticked; without ``is_one_row``, all that match may be selected.
         """
-        reader, listing = self._pages.parts.people.reader(session.recipient), Listing.of_query(place)
+        reader, listing = self._reader(session), Listing.of_query(place)
         keys = [key for name in dict.fromkeys(names.split()) if (key := cursor(name))]
         ceiling = None if is_one_row else cursor(request.form("all"))
         if ceiling is None:
@@ -150,12 +160,19 @@ class Selections:
             ceiling=ceiling,
             excluded=frozenset(unticked),
         )
-        return selection, self._batches.matching(reader, selection, limit)
+        return selection, self._matching(reader, selection, limit)
+
+    def _reader(self, session: Session) -> Reader:
+        return self._pages.parts.people.reader(session.recipient)
+
+    def _matching(self, reader: Reader, selection: Selection, limit: int) -> Page:
+        """Return the first deliveries of all that match: ``limit`` of them, and more if some rows are not ticked."""
+        return self._batches.matching(reader, selection, limit + len(selection.excluded))
 
     def _needs_check(self, delivery: Delivery) -> bool:
         """Return True if the reader may release a message and should see its cautions before."""
         is_own = self._pages.parts.domains.right(delivery) is ReleaseRight.SELF
-        return delivery.state in CHANGES[Act.RELEASE] and is_own and delivery.message.tier is Tier.SUSPICIOUS
+        return is_own and delivery.message.tier is Tier.SUSPICIOUS
 
     def _confirm(
         self, request: Request, session: Session, wish: _Wish, to_check: Sequence[Delivery], *, may_confirm: bool
@@ -166,10 +183,7 @@ class Selections:
         """
         right = self._pages.parts.domains.right
         found, number = wish.page.deliveries, request.language.number
-        others = sum(
-            each.state in CHANGES[Act.RELEASE] and each.message.tier is Tier.SPAM and right(each) is ReleaseRight.SELF
-            for each in found
-        )
+        others = sum(each.message.tier is Tier.SPAM and right(each) is ReleaseRight.SELF for each in found)
         more = "+" if wish.page.next else ""
         names = ("from", "form", "all", "shown", "only")
         return self._pages.page(
@@ -206,9 +220,7 @@ class Selections:
         """GET /jobs/ID/: show how far a batch is, and its outcomes. The page reloads itself until the batch ends."""
         session = self._sessions.of(request)
         job = self._of(id, session)
-        found = self._pages.parts.store.deliveries.of_reader(
-            self._pages.parts.people.reader(session.recipient), listed(job)
-        )
+        found = self._pages.parts.store.deliveries.of_reader(self._reader(session), listed(job))
         is_paused = request.query("pause") != ""
         response = self._pages.page(
             request,
@@ -231,6 +243,11 @@ class Selections:
         if id is None:
             raise NotFound("there is no such batch")
         return self._batches.of(id, session.recipient)
+
+
+def _is_small(page: Page) -> bool:
+    """Return whether a page has all deliveries, and few enough for a request to act on."""
+    return page.next is None and len(page.deliveries) <= AT_ONCE
 
 
 def listed(job: Job) -> list[DeliveryId]:
