@@ -19,11 +19,13 @@ from uuid import UUID
 
 from portal.assemble import Parts
 from portal.exporter import Posted, content_digest, is_blocked
-from portal.model.errors import AlreadyDone, BodyDamaged, NotFound, QuarantineError, RulesInUse
+from portal.model.errors import AlreadyDone, BodyDamaged, NotFound, QuarantineError, RulesInUse, StoreUnavailable
 from portal.model.message import (
     WAITING,
     Actor,
     ActorKind,
+    Delivery,
+    Event,
     EventKind,
     Export,
     Scan,
@@ -37,12 +39,16 @@ from portal.model.text import N_
 from portal.policy.decision import Decision, WhyNot, after_scan
 from portal.scanning import POST_SECONDS
 from portal.stores.contracts import NO_STARTS
+from portal.stores.lifecycle import state_before
 from portal.stores.records import Held
 
 log = logging.getLogger("quarantine.ingest")
 
 RAISED = N_("the message arrived again, and was found to be more dangerous")
+NOT_DELIVERED = N_("the message arrived again, and was not delivered")
 _SYSTEM = Actor(ActorKind.SYSTEM)
+_TRIES = 3  # to answer a known message while its recipients act on it
+_LEFT_OUT = (State.DELETED, State.REQUESTED)  # states of deliveries that a known message does not pass to again
 
 
 class Result(StrEnum):
@@ -250,26 +256,50 @@ class Ingest:
         message became more dangerous, its deliveries are held from now on. If this post cannot deliver, they are
         released. Raises StoreUnavailable.
         """
-        store, now = self._parts.store, self._parts.actions.now()
-        passed = [each for each in store.deliveries.of_message(id) if each.state is State.PASSED]
-        if not passed:
+        for _ in range(_TRIES):
+            with suppress(AlreadyDone):  # somebody acted in the meantime
+                return self._passed(self._parts.store.deliveries.of_message(id), posted)
+        raise StoreUnavailable("the deliveries of a known message were changed again and again")
+
+    def _passed(self, deliveries: Sequence[Delivery], posted: Posted) -> Sequence[str]:
+        """See `_pass_again`. Raises AlreadyDone if a delivery is in another state by now."""
+        self._record_left_out([each for each in deliveries if each.state in _LEFT_OUT])
+        passed = [each for each in deliveries if each.state is State.PASSED]
+        if passed and (passed[0].message.tier is not Tier.SPAM or not posted.accepts_deliver):
+            self._hold_or_release(passed)
             return ()
-        if passed[0].message.tier is Tier.SPAM and posted.accepts_deliver:
-            return [delivery.address for delivery in passed]
+        return [delivery.address for delivery in passed]
+
+    def _record_left_out(self, deliveries: Sequence[Delivery]) -> None:
+        """Record, once, of deliveries that had passed that this message was not delivered.
+
+        So they are held when their deletion is undone or their release request ends. Raises AlreadyDone.
+        """
+        store, now = self._parts.store, self._parts.actions.now()
+        events = store.deliveries.last_events([each.key for each in deliveries])
+        for delivery in deliveries:
+            if state_before(events.get(delivery.key, ()))[0] is State.PASSED:
+                event = Event(now, EventKind.STOPPED, _SYSTEM, NOT_DELIVERED)
+                store.deliveries.record(delivery.key, event, allowed={delivery.state})
+
+    def _hold_or_release(self, passed: Sequence[Delivery]) -> None:
+        """Hold deliveries that had passed if their message is more dangerous now, else begin their release.
+
+        Raises AlreadyDone.
+        """
+        store, now = self._parts.store, self._parts.actions.now()
         events = store.deliveries.last_events([delivery.key for delivery in passed])
         for delivery in passed:
-            rule = next((e.actor for e in events.get(delivery.key, ()) if e.kind is EventKind.PASSED), _SYSTEM)
-            with suppress(AlreadyDone):
-                if delivery.message.tier is not Tier.SPAM:
-                    store.deliveries.move(
-                        delivery.key, State.HELD, {State.PASSED}, _SYSTEM, now, kind=EventKind.STOPPED, reason=RAISED
-                    )
-                else:
-                    store.deliveries.move(
-                        delivery.key, State.RELEASING, {State.PASSED}, rule, now,
-                        kind=EventKind.RELEASING, next_try_at=now,
-                    )  # fmt: skip
-        return ()
+            if delivery.message.tier is not Tier.SPAM:
+                store.deliveries.move(
+                    delivery.key, State.HELD, {State.PASSED}, _SYSTEM, now, kind=EventKind.STOPPED, reason=RAISED
+                )
+            else:
+                rule = next((e.actor for e in events.get(delivery.key, ()) if e.kind is EventKind.PASSED), _SYSTEM)
+                store.deliveries.move(
+                    delivery.key, State.RELEASING, {State.PASSED}, rule, now,
+                    kind=EventKind.RELEASING, next_try_at=now,
+                )  # fmt: skip
 
     def _alarm(self, subject: str, text: str) -> None:
         if self._alarms:

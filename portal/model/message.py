@@ -275,7 +275,9 @@ class EventKind(StrEnum):
     CONFIRMED = "confirmed"  # deleted as spam
     LEARNED_HAM = "learned-ham"  # Rspamd's statistics were trained with the message
     LEARNED_SPAM = "learned-spam"
-    STOPPED = "stopped"  # the release was stopped: only an administrator may release the message now
+    STOPPED = (
+        "stopped"  # the release was stopped, or what a rule let through was not delivered, for the reason in the detail
+    )
     DELETED = "deleted"
     RESTORED = "restored"
     RAISED = "raised"  # the tier was raised: the same message was exported with a worse verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from digest.housekeeping import scan_waiting
 from portal.batches.parallel import retry_due
 from portal.ingest import Ingest
 from portal.model.errors import AlreadyDone, StoreUnavailable
-from portal.model.message import ActorKind, Delivery, EventKind, Reader, ScanOutcome, State, Tier
+from portal.model.message import ActorKind, Delivery, DeliveryId, Event, EventKind, Reader, ScanOutcome, State, Tier
 from portal.model.rule import SITE, Rule
 from portal.stores.postgres.store import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, mail, rule
@@ -236,6 +236,26 @@ def test_a_retry_leaves_out_recipients_who_acted_since(site: Site, smtp: SmtpSer
     getattr(site.parts.actions, act)(UUID(first.json["id"]), 0, BY_LINK)
     assert arrive(site, data).json["deliver"] == [BOB]
     assert released_to(smtp) == ([ALICE] if act == "release" else [])
+
+
+@pytest.mark.parametrize("end", ["withdraw", "deny", "restore"])
+def test_what_a_retry_left_out_was_not_let_through(make_site: Callable[..., Site], end: str) -> None:
+    site = make_site(domains={"example.org": {"release_spam": "request"}})
+    add(site, rule("example.net", "allow"))
+    data, actions = mail(), site.parts.actions
+    first = arrive(site, data, [ALICE])  # Rspamd did not get the answer
+    id = UUID(first.json["id"])
+    (actions.delete if end == "restore" else actions.request_release)(id, 0, BY_LINK)
+    for _ in range(2):
+        assert "deliver" not in arrive(site, data, [ALICE]).json
+    assert kinds(site, first).count(EventKind.STOPPED) == 1
+    if end == "deny":
+        actions.refuse_request(id, 0, BY_OPERATOR, "No.")
+    else:
+        (actions.restore if end == "restore" else actions.withdraw_request)(id, 0, BY_LINK)
+    assert states(site, first) == [State.HELD]
+    assert [each.id for each in site.store.digests.unannounced(Reader(ALICE, (ALICE,)), 10)] == [id]
+    assert "Let through on" not in site.signed_in(ALICE).get(f"/messages/{id}/").text
 
 
 def test_a_retry_that_cannot_deliver_releases_it(site: Site, smtp: SmtpServer) -> None:
@@ -547,15 +567,26 @@ def test_a_virus_found_in_a_retry_that_cannot_be_recorded_is_no_answer(
     assert states(site, first) == [State.HELD]
 
 
-def test_a_recipient_who_acts_at_the_same_time_wins(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def done(*_: object, **__: object) -> None:
-        raise AlreadyDone("this delivery is deleted")
-
+@pytest.mark.parametrize("act", ["delete", "restore"])
+def test_a_recipient_who_acts_at_the_same_time_wins(site: Site, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
     add(site, rule("example.net", "allow"))
-    data = mail()
+    data, store, actions = mail(), site.store.deliveries, site.parts.actions
     first = arrive(site, data, [ALICE])
-    monkeypatch.setattr(type(site.store.deliveries), "move", done)
-    assert arrive(site, data, [ALICE], accepts=False).json == {"status": "known", "id": first.json["id"]}
+    key, last_events, meanwhile = DeliveryId(UUID(first.json["id"]), 0), store.last_events, [getattr(actions, act)]
+    if act == "restore":
+        actions.delete(*key, BY_LINK)
+
+    def act_then(keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
+        found = last_events(keys)
+        while meanwhile:
+            meanwhile.pop()(*key, BY_LINK)
+        return found
+
+    monkeypatch.setattr(store, "last_events", act_then)
+    again = arrive(site, data, [ALICE], accepts=act == "restore").json
+    assert again == {"status": "known", "id": first.json["id"]} | ({"deliver": [ALICE]} if act == "restore" else {})
+    assert not meanwhile and states(site, first) == [State.PASSED if act == "restore" else State.DELETED]
+    assert (kinds(site, first)[-1] is EventKind.STOPPED) is (act == "delete")
 
 
 def test_passed_messages_are_in_no_list_of_held_ones(site: Site) -> None:
