@@ -25,7 +25,7 @@ else:
             own = vars(cls)
             made = dataclass(slots=True, repr=False, eq=False, kw_only=kw_only)(cls)
             names = [each.name for each in fields(made) if each.compare]
-            made._compared = attrgetter(*names) if names else _nothing
+            made._compared = attrgetter(*names) if names else staticmethod(_nothing)
             for function in (__repr__, __eq__, __hash__):
                 if function.__name__ not in own:
                     setattr(made, function.__name__, function)
