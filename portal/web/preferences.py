@@ -194,7 +194,7 @@ class PreferencePages:
             response, done = self.revoke(request, recipient, via=via), "revoked"
             if session and request.form("sign-out"):
                 self._sessions.end_all(request, recipient)
-                return self._sessions.without_cookie(response)
+                return self._sessions.signed_out(response)
         elif change == "digest" and session:
             reader = self._pages.parts.people.reader(recipient)
             done = _REQUEST_RESULTS[self._store.digests.request(reader, now, now - _REQUEST_INTERVAL)]

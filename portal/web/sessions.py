@@ -83,4 +83,4 @@ class SessionPages:
         raise self._pages.notice(request, N_("No action selected"), N_("Go back and press one of the buttons."), 400)
 
     def _signed_out(self) -> HTTPResponse:
-        return self._sessions.without_cookie(self._pages.see_other("/sign-in"))
+        return self._sessions.signed_out(self._pages.see_other("/sign-in"))

@@ -19,6 +19,7 @@ from tests.web_client import Answer, Browser, Site
 
 PROXY_SECRET = "p" * 32
 OF_ANOTHER = "You opened a link for another recipient. These are your own messages."
+REVOKE = {"change": "revoke", "sign-out": "1"}
 METHODS = ("proxy", "oidc", "password", "mail")
 
 
@@ -64,6 +65,20 @@ def offered(page: str) -> list[str]:
     return [name.removeprefix("Sign in with ") for name in names]
 
 
+def password_page(page: str) -> str:
+    """Return the address of the password's form on a page of a link."""
+    found = re.search(r'href="/quarantine(/sign-in[^"#]*)#password"', page)
+    assert found
+    return found[1]
+
+
+def filled_in(form: str) -> str:
+    """Return the address in the form of the sign-in page."""
+    found = re.search(r'name="address"[^>]* value="([^"]*)"', form)
+    assert found
+    return found[1]
+
+
 def sign_in(site: Site, browser: Browser, provider: FakeProvider, method: str, link: str, who: str = ALICE) -> Answer:
     """Sign in by one of the buttons of a link's page, as somebody who types a password at most."""
     page = browser.get(link).text
@@ -76,11 +91,9 @@ def sign_in(site: Site, browser: Browser, provider: FakeProvider, method: str, l
         start = browser.get("/sign-in/oidc/company").header("Location") or ""
         return browser.get(f"/sign-in/oidc/company/callback?{provider.authorize(start)}")
     if method == "password":
-        assert 'href="/quarantine/sign-in#password"' in page
-        form = browser.get("/sign-in").text
-        address = re.search(r'name="address"[^>]* value="([^"]*)"', form)
-        assert address and "the page that you opened is shown" in form
-        typed = {"address": address[1] if who == ALICE else who, "password": f"of {who.partition('@')[0]}"}
+        form = browser.get(password_page(page)).text
+        assert "the page that you opened is shown" in form
+        typed = {"address": filled_in(form) if who == ALICE else who, "password": f"of {who.partition('@')[0]}"}
         assert browser.post("/sign-in/password", {**typed, "password": "wrong"}).status == 403
         return browser.post("/sign-in/password", typed)
     if who == ALICE:
@@ -108,6 +121,29 @@ def test_a_digests_links_lead_to_its_reader_alone_by_each_method(
     browser = site.browser()
     assert sign_in(site, browser, provider, method, mine).header("Location") == "/quarantine/"
     assert OF_ANOTHER not in browser.get("/").text and session_recipient(browser) == ALICE
+
+
+def test_a_digests_link_has_no_effect_after_its_reader_moved_on_or_signed_out(site: Site, held: Held) -> None:
+    show = site.link(Action.SHOW, held)
+    bob = site.browser()
+    bob.post("/sign-in", {"address": BOB})
+    form = password_page(bob.get(show).text)
+    assert [filled_in(bob.get(page).text) for page in ("/sign-in", form)] == [BOB, ALICE]
+    bobs = bob.follow(bob.get("/"), "/").text
+    assert filled_in(bobs) == BOB and "the page that you opened is shown" not in bobs
+    answer = bob.post("/sign-in/password", {"address": BOB, "password": "of bob"})
+    assert answer.header("Location") == "/quarantine/"
+    alice = site.browser()
+    alice.get(show)
+    alice.get("/")
+    answer = alice.post("/sign-in/password", {"address": ALICE, "password": "of alice"})
+    assert answer.header("Location") == "/quarantine/"
+    for path, act in (("/sign-out", {}), ("/sessions", {"end": "all"}), ("/preferences", REVOKE)):
+        browser = site.signed_in(BOB)
+        browser.cookies["__Host-quarantine-address"] = bob.cookies["__Host-quarantine-address"]
+        browser.get(show)
+        browser.post(path, {"form_token": browser.form_token(), **act})
+        assert browser.cookies == {} and filled_in(browser.get(form).text) == "", path
 
 
 def test_the_methods_are_those_of_the_sign_in_page_in_its_order(

@@ -39,7 +39,10 @@ class SignInPage:
         self._sessions = sessions
 
     def show(self, request: Request) -> HTTPResponse:
-        """GET /sign-in. Mails to some recipients have a link with the address as a query parameter."""
+        """GET /sign-in. Mails to some recipients have a link with the address as a query parameter.
+
+        The parameter ``link`` is that of *Sign in with your password* on the page of a digest's link.
+        """
         return self.page(request, ended=request.query("ended"))
 
     def page(
@@ -60,6 +63,7 @@ class SignInPage:
         """
         typed = request.form("address") if request.method == "POST" else request.query("address")
         page, reader = self._sessions.kept_destination(request)
+        reader = reader if request.query("link") else ""
         address = shown(typed or reader or self._sessions.typed_address(request), _ADDRESS_LENGTH)
         methods = self._methods(request, needs_fresh=ended == "fresh")
         if methods.only_mail and not methods.mailed_link and ended == "fresh":

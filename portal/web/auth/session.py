@@ -160,13 +160,15 @@ class Sessions:
         """Return a response with a cookie that names the page to which `destination` leads afterwards.
 
         ``reader``: to whom alone it leads, the reader of a digest's link; "" if the page was not opened by one.
-        Of an address that is too long, only the path is kept: a message is then opened without its list.
+        Of an address that is too long, only the path is kept: a message is then opened without its list. For the list
+        and other pages to which it does not lead, the response removes the cookie, which names a page that was left.
         """
         page = page if _DESTINATION.fullmatch(page) else page.partition("?")[0]
         if (reader or page != "/") and _DESTINATION.fullmatch(page):
             value = _packed(f"{page} {reader}".rstrip())
             self._pages.set_cookie(response, _DESTINATION_COOKIE, value, _DESTINATION_SECONDS)
-        return response
+            return response
+        return self.without_destination(response)
 
     def destination(self, request: Request, recipient: str) -> str:
         """Return the page that this browser opened before signing in or the second factor, "" if there is none.
@@ -249,9 +251,7 @@ class Sessions:
         provider = found[0].method.name.removeprefix("oidc:") if found else ""
         settings = self._pages.parts.settings
         is_known = provider in settings.oidc or (provider == "proxy" and bool(settings.proxy.sign_out_url))
-        response = self.without_cookie(self._pages.see_other(f"/sign-in?left={provider}" if is_known else "/sign-in"))
-        self._pages.set_cookie(response, _ADDRESS_COOKIE, "", 0)
-        return response
+        return self.signed_out(self._pages.see_other(f"/sign-in?left={provider}" if is_known else "/sign-in"))
 
     def all_of(self, session: Session) -> Sequence[StartedSession]:
         """Return the sessions of this session's recipient, the last used first."""
@@ -287,10 +287,11 @@ class Sessions:
             self._pages.record(request, Act.SIGNED_OUT, recipient, f"{count} sessions")
         log.info("sessions ended recipient=%s count=%d", recipient, count)
 
-    def without_cookie(self, response: HTTPResponse) -> HTTPResponse:
-        """Return a response that removes the session's cookie."""
-        self._pages.set_cookie(response, _COOKIE, "", 0)
-        return response
+    def signed_out(self, response: HTTPResponse) -> HTTPResponse:
+        """Return a response that removes the cookies of the session, the typed address and `keep_destination`."""
+        for name in (_COOKIE, _ADDRESS_COOKIE):
+            self._pages.set_cookie(response, name, "", 0)
+        return self.without_destination(response)
 
 
 def is_fresh(authenticated_at: datetime | None, now: datetime) -> bool:
