@@ -21,6 +21,7 @@ from portal.stores import Store, open_store
 from portal.stores.records import Held
 from tests.builders import ALICE, hold
 from tests.ports import free_port
+from tests.system.services import wait_for
 from tests.web.conftest import Start
 from tests.web_client import ORIGIN, ROOT
 
@@ -109,4 +110,5 @@ def test_a_message_that_is_damaged_at_its_end_is_no_whole_download(portal: Porta
     path.write_bytes(octets)
     with pytest.raises(http.client.IncompleteRead):
         portal.download(held)
-    assert f"download broken off id={held.id}" in (portal.folder / "log").read_text()
+    # The worker logs it when the client has seen the end.
+    wait_for(lambda: f"download broken off id={held.id}" in (portal.folder / "log").read_text())

@@ -97,7 +97,7 @@ def test_a_worker_records_what_it_counted_when_it_ends(start: Start, sent: signa
     }
     assert b'"held"' in exchange(f"{home}/socket", packet(post, b"x"))
     os.kill(int((home / "pid").read_text()), sent)  # the counters are written every ten seconds
-    store, until = open_store(f"files:{home}/store"), time.monotonic() + 5
+    store, until = open_store(f"files:{home}/store"), time.monotonic() + 60
     while not (counted := {name for name in store.notes.counters() if name.startswith("seconds.post.")}):
         assert time.monotonic() < until, "they are lost"
         time.sleep(0.1)
