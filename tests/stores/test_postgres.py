@@ -474,7 +474,8 @@ def test_a_connection_lost_inside_a_statement_is_unavailable(
     store.ping()
 
 
-def test_a_used_up_pool_is_unavailable_soon(store: PostgresStore) -> None:
+def test_a_used_up_pool_is_unavailable_soon(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.stores.postgres.database.POOL_WAIT_SECONDS", 1.0)  # as it is; tests wait longer
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(store.database.transaction())
