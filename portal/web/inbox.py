@@ -61,6 +61,7 @@ class ListRow:
     why: str
     alert: str  # what the reader should know before anything else, "" if there is nothing
     act: str  # of the row's button, "" without one
+    next: str  # the key of the row at which the reader goes on after it, "" for the only one
 
     @property
     def local(self) -> str:
@@ -391,6 +392,7 @@ def _sections(
             sections.append(Section(heading, not listing.is_ranked, part.counts.get(group.section, ""), []))
             last = kind
         row, key = of[group.newest.key], name_of(group.newest.key)
+        near = part.groups[number + 1 : number + 2] or part.groups[:number][-1:]
         sections[-1].rows.append(
             ListRow(
                 number=number,
@@ -404,6 +406,7 @@ def _sections(
                 why=" · ".join(map(_, row.main_reasons)),
                 alert=_alert(row, _),
                 act=_act(row),
+                next=name_of(near[0].newest.key) if near else "",
             )
         )
     return sections

@@ -370,10 +370,12 @@ def test_the_back_link_of_a_message_leads_to_the_same_list(site: Site, held: Hel
 
 
 def test_after_a_button_the_browser_goes_on_at_the_next_row(site: Site) -> None:
-    last, first = site.hold(subject="last"), site.hold(subject="first")
+    last = site.hold(subject="last", at=site.now - timedelta(days=2))  # under a heading of its own
+    first = site.hold(subject="first")
     browser = site.signed_in(ALICE)
     page = browser.get("/").text
     assert f'formaction="/quarantine/messages/{first.id}/release?next={last.id}.0"' in page
+    assert f'formaction="/quarantine/messages/{last.id}/release?next={first.id}.0"' in page, "there is none after it"
     answer = act(browser, first.id, f"release?next={last.id}.0", **{"from": "list"})
     assert answer.header("Location") == f"/quarantine/#m-{last.id}.0"
     answer = act(browser, last.id, "release?next=//evil.example", **{"from": "list"})
