@@ -301,12 +301,14 @@ def test_statements_over_all_partitions_are_planned_once(
             seen.add(function[1])
             admin.execute(query.encode(), params)
             admin.execute("set log_planner_stats = on")
-            planned.clear()
-            admin.execute(query.encode(), params)
+            for _ in range(5):  # the server may analyze a table in between, which ends all plans that read it
+                planned.clear()
+                admin.execute(query.encode(), params)
+                if planned.count("PLANNER STATISTICS") == 1:
+                    break
+            else:
+                pytest.fail(f"{function[1]}: not only the call is planned, but also the statement in the function")
             admin.execute("set log_planner_stats = off")
-            assert planned.count("PLANNER STATISTICS") == 1, (
-                "the call is planned, but not the statement in the function"
-            )
     assert seen == {
         "first_with",
         "search_of",
