@@ -115,6 +115,11 @@ class Part:
     matches: Matches | None = None  # if all messages of the list are selected
     counts: Mapping[Likelihood, str] = field(default_factory=dict)  # of the messages on all pages, if `is_ranked`
 
+    @property
+    def is_empty(self) -> bool:
+        """True if neither it nor a page beside it has rows."""
+        return not (self.groups or self.older or self.newer is not None)
+
 
 class Inbox:
     """`/`."""
@@ -139,8 +144,7 @@ class Inbox:
         )
         part = self._part(listing, reader, viewer, counts)
         if part is None:
-            left = urlencode([each for each in parse_qsl(request.query_string) if each[0] not in ("down_to", "at")])
-            return self._pages.see_other(f"/?{left}" if left else "/")
+            return self._pages.see_other(f"/{_query_of_first_page(request)}")
         deliveries = [each for group in part.groups for each in (group.newest, *group.others[:_LISTED_OTHERS])]
         job = session.job if session.job and self._pages.batches.is_of_reader(session.job, session.recipient) else None
         named = listed(job) if job else [result.key] if result.key else []
@@ -164,9 +168,7 @@ class Inbox:
             form=new_id(),
             part=part,
             # Not where the result of an act is the news: the page would take more statements than it may.
-            elsewhere=[]
-            if part.groups or part.older or part.newer is not None or named
-            else self._elsewhere(listing, reader, viewer, counts),
+            elsewhere=[] if not part.is_empty or named else self._elsewhere(listing, reader, viewer, counts),
             sizes=SIZES,
             **filters(listing, reader, of.values(), viewer),
             ranked_max=RANKED_MAX,
@@ -315,6 +317,12 @@ def _row_of(rows: Mapping[DeliveryId, Row], message_id: UUID | None, number: int
     return next(
         (row for key, row in rows.items() if key.message_id == message_id and number in (None, key.number)), None
     )
+
+
+def _query_of_first_page(request: Request) -> str:
+    """Return the query string of the request for the first page, with all that is not about the page."""
+    left = urlencode([each for each in parse_qsl(request.query_string) if each[0] not in ("down_to", "at")])
+    return f"?{left}" if left else ""
 
 
 def _messages_before(listing: Listing, counts: Counts) -> tuple[int, bool]:
