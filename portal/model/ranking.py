@@ -1,8 +1,8 @@
 """Order, headings and grouping of held messages in digests and on pages: likely false positives first, near-duplicates
 in one row.
 
-Only the shipped rule exports the threshold that a message crossed, so the score alone shows how close it was: within
-one site the threshold is the same for nearly all messages.
+Only the shipped rule exports the threshold that a message crossed. The order uses the score alone: within one site the
+threshold is the same for nearly all messages.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from portal.model.record import record
 from portal.model.sender import from_address, trusted
 from portal.model.text import N_, shown
 
-# Rspamd's usual threshold of `reject` is 15 points. A trusted sender is more likely wanted, and one whose messages
-# this recipient got released before is the most likely wanted.
+# Rspamd's usual threshold of `reject`, in points (conf/actions.conf). Mistakes are rare far above the threshold.
+_USUAL_THRESHOLD = 15.0
+_NEAR = 1.5  # times the threshold
+# A trusted sender is more likely wanted, and one whose messages this recipient got released before, or who answers a
+# message of this site, is the most likely wanted.
 _TRUSTED_POINTS = 5
 _KNOWN_POINTS = 15
+_REPLY = "REPLY"  # answers a Message-ID that this site sent (replies.lua)
 _CHANGING = re.compile(r"\S*\d\S*")  # numbers, dates, ids: they differ between the messages of one mailing
 # Signs of mail to many people. Such a message is no likely mistake, even if its sender is authentic.
 _BULK_SYMBOLS = frozenset({"HAS_LIST_UNSUB", "PRECEDENCE_BULK", "DCC_REJECT", "DCC_BULK", "FUZZY_DENIED", "MAILLIST"})
@@ -63,23 +67,21 @@ class Group:
     @property
     def section(self) -> Section:
         """The part of the list that it belongs to. A likely mistake has a proven sender."""
-        message = self.newest.message
-        if message.tier is Tier.DANGEROUS:
+        tier = self.newest.message.tier
+        if tier is Tier.DANGEROUS:
             return Section.DANGEROUS
-        if self.wanted_before:
+        if self.wanted_before or (tier is Tier.SPAM and self._looks_wanted):
             return Section.LIKELY_MISTAKES
-        if not self.trusted or message.tier is not Tier.SPAM:
-            return Section.OTHERS
-        return Section.OTHERS if self._is_bulk else Section.LIKELY_MISTAKES
+        return Section.OTHERS
 
     @property
     def may_be_wanted(self) -> bool:
         """True if it is a likely mistake, or would be one if its virus scan were done."""
         if self.section is not Section.OTHERS:
             return self.section is Section.LIKELY_MISTAKES
-        if not self.trusted or self._is_bulk:
-            return False
-        return any(each.message.verdict_tier is Tier.SPAM for each in (self.newest, *self.others))
+        return self._looks_wanted and any(
+            each.message.verdict_tier is Tier.SPAM for each in (self.newest, *self.others)
+        )
 
     @property
     def kind(self) -> str:
@@ -89,6 +91,12 @@ class Group:
         if self.newest.message.tier is Tier.SUSPICIOUS:
             return CHECK_FIRST
         return BULK if self._is_bulk else LIKELY_SPAM
+
+    @property
+    def _looks_wanted(self) -> bool:
+        """True if its sender is proven, and it answers a message of this site, or barely crossed the threshold."""
+        message = self.newest.message
+        return self.trusted and (is_reply(message) or (not self._is_bulk and _is_near_threshold(message)))
 
     @property
     def _is_bulk(self) -> bool:
@@ -192,13 +200,25 @@ def subject_key(message: Message) -> str:
     return _CHANGING.sub("#", shown(message.subject, 200).casefold())
 
 
+def is_reply(message: Message) -> bool:
+    """Return whether it answers a message that this site sent, by its Message-ID. A forger may know one: it counts only
+    for trusted messages."""
+    return any(symbol.name == _REPLY for symbol in message.symbols)
+
+
+def _is_near_threshold(message: Message) -> bool:
+    """Return whether its score is not far above the threshold that it crossed. False if it has no score."""
+    threshold = message.threshold if message.threshold and message.threshold > 0 else _USUAL_THRESHOLD
+    return message.score is not None and message.score <= _NEAR * threshold
+
+
 def _likeliest_mistake_first(
     message: Message, is_trusted: bool, known: Collection[str]
 ) -> tuple[bool, bool, float, float]:
     score = message.score or 0.0
     if is_trusted:
         score -= _TRUSTED_POINTS
-        if known and from_address(message) in known:
+        if is_reply(message) or (known and from_address(message) in known):
             score -= _KNOWN_POINTS
     return (
         message.tier is Tier.DANGEROUS,

@@ -264,8 +264,8 @@ def test_proven_senders_come_first_and_then_the_lower_score() -> None:
 
 
 def test_title_and_subject_say_how_many_may_be_wanted_and_where_they_are_from() -> None:
-    friends = {"header_from": "Ann <ann@Friends.example.com>", "symbols": signed("example.com"), "score": 40}
-    shop = {"header_from": "Shop <orders@shop.example.org>", "symbols": signed("example.org"), "score": 41}
+    friends = {"header_from": "Ann <ann@Friends.example.com>", "symbols": signed("example.com"), "score": 21}
+    shop = {"header_from": "Shop <orders@shop.example.org>", "symbols": signed("example.org"), "score": 22}
     bulk = {"symbols": (*signed(), Symbol("HAS_LIST_UNSUB", -0.01))}
     for expected, *held in (
         ("1 held message may be wanted: example.net", delivery(1, symbols=signed())),
@@ -371,7 +371,7 @@ def test_the_subject_names_no_sender_that_raises_doubt(header: str) -> None:
 
 def test_forged_and_dangerous_mail_names_no_sender_in_the_subject() -> None:
     forged = delivery(1, header_from="PayPal <a@paypal.com>", symbols=(Symbol("DMARC_POLICY_REJECT", 2),))
-    ann = delivery(2, score=30, header_from="Ann <a@friends.example.com>", symbols=signed("friends.example.com"))
+    ann = delivery(2, score=20, header_from="Ann <a@friends.example.com>", symbols=signed("friends.example.com"))
     for other in (forged, delivery(1, verdict_tier=Tier.DANGEROUS, symbols=signed())):
         assert mail_of(other)["Subject"] == "1 message held, it does not look wanted"
         assert mail_of(other, ann)["Subject"] == "1 of 2 held messages may be wanted: friends.example.com"

@@ -70,6 +70,43 @@ def test_the_sections_are_those_of_the_list() -> None:
     assert macro.splitlines()[1].startswith("Check first · ") and "\nReview:\n" in macro.partition("-----")[0]
 
 
+REPLY = Symbol("REPLY", -4, ("", ""))
+
+
+@pytest.mark.parametrize(
+    ("is_likely", "fields"),
+    [
+        (True, {"score": 22.5}),
+        (False, {"score": 22.6}),  # by Rspamd's usual threshold
+        (True, {"score": 9.0, "threshold": 6.0}),
+        (False, {"score": 9.1, "threshold": 6.0}),
+        (True, {"score": 30.0, "threshold": 20.0}),
+        (False, {"score": 60.0, "threshold": 20.0}),
+        (True, {"score": 15.0, "threshold": 0.0}),  # no threshold of Rspamd
+        (False, {"score": None}),
+        (True, {"score": 60, "symbols": (*signed(), REPLY)}),
+        (True, {"score": 60, "symbols": (*signed(), REPLY, Symbol("HAS_LIST_UNSUB", 0))}),
+        (False, {"score": 10, "symbols": (REPLY,)}),  # anybody can write the Message-ID
+        (False, {"score": 10, "symbols": (*signed(), REPLY), "verdict_tier": Tier.SUSPICIOUS}),  # a stolen thread
+        (True, {"score": 60, "header_from": "Ann <ann@example.net>"}),  # released before
+    ],
+)
+def test_likely_mistakes_are_proven_and_barely_held_or_answer_us_or_were_released_before(
+    is_likely: bool, fields: dict[str, Any]
+) -> None:
+    text = text_of(mail_of(delivery(1, **{"symbols": signed()} | fields), known={"ann@example.net"}))
+    assert ("Likely mistakes (1)" in text, "Other messages (1)" in text) == (is_likely, not is_likely)
+    assert ("1 held message may be wanted" in text) is is_likely
+
+
+def test_answers_come_first_among_likely_mistakes() -> None:
+    mail = mail_of(
+        delivery(1, subject="Low", score=8, symbols=signed()),
+        delivery(2, subject="Answer", score=20, symbols=(*signed(), REPLY)),
+    )
+    assert re.findall("^(Low|Answer)$", text_of(mail), re.MULTILINE) == ["Answer", "Low"]
+
+
 @pytest.mark.parametrize(
     ("max_rows", "spam", "virus", "more", "dangerous"),
     [(50, 45, 5, 18, 3), (20, 15, 5, 48, 3), (1, 1, 0, 67, 8)],
