@@ -85,6 +85,10 @@ def resume(addresses: Sequence[str], **more: Any) -> None:
 @click.option("--at", type=FILLED, help="Times of these days, for example 07:00,15:00.")
 @click.option("--zone", type=FILLED, help="Time zone, for example Europe/Berlin.")
 @click.option("--language", type=FILLED, help=f"{', '.join(TAGS)}.")
+@click.option("--notices", type=FILLED, help="on or off: a notice soon after a message is held that may be wanted.")
+@click.option(
+    "--only-wanted", type=FILLED, help="on or off: only digests with a message that may be wanted, at least one a week."
+)
 @guarded
 def set_(
     addresses: Sequence[str],
@@ -92,14 +96,23 @@ def set_(
     at: str | None,
     zone: str | None,
     language: str | None,
+    notices: str | None,
+    only_wanted: str | None,
     **more: Any,
 ) -> None:
-    """Set days and times of digests, time zone and language.
+    """Set days and times of digests, time zone, language and notices, and whether digests wait for wanted mail.
 
     "default" is the value of the recipient's domain. Values that are not given stay as they are. A CSV file may have
     columns of the same names; its values take precedence, and empty ones are not given.
     """
-    given = {"days": days, "at": at, "zone": zone, "language": language}
+    given = {
+        "days": days,
+        "at": at,
+        "zone": zone,
+        "language": language,
+        "notices": notices,
+        "only-wanted": only_wanted,
+    }
     values = {name: value for name, value in given.items() if value is not None}
     _change_all(DigestAct.SET, addresses, values=values, **more)
 
@@ -112,19 +125,19 @@ def set_(
 def list_(host: str | None, stopped: bool, as_json: bool) -> None:
     """List all people for whom something is stored, with what they or staff chose. "default" is the value of the
     domain."""
-    table = new_table("recipient", "days", "at", "zone", "language", "only wanted", "notices", "stopped (UTC)")
+    table = new_table("recipient", "days", "at", "zone", "language", "notices", "only wanted", "stopped (UTC)")
     with open_parts() as parts:
         for person in recipient_lists.people(parts.recipients, _hosts(parts, host), stopped=stopped):
-            values, notices, at = recipient_lists.chosen(person), person.preferences.notices, person.stopped_at
+            values, at = recipient_lists.chosen(person), person.stopped_at
             if as_json:
-                switches = {"only_wanted": bool(person.preferences.only_wanted), "notices": notices}
+                preferences = person.preferences
+                switches = {"only_wanted": bool(preferences.only_wanted), "notices": preferences.notices}
+                del values["only-wanted"]
                 json = {"recipient": person.recipient, **values, **switches}
                 click.echo(json_text({**json, "stopped_at": at.isoformat() if at else None}))
                 continue
-            shown_notices = "default" if notices is None else "on" if notices else "off"
             shown_at = f"{at:%Y-%m-%d %H:%M}" if at else ""
-            only_wanted = "on" if person.preferences.only_wanted else "off"
-            add_row(table, shown_address(person.recipient), *values.values(), only_wanted, shown_notices, shown_at)
+            add_row(table, shown_address(person.recipient), *values.values(), shown_at)
     if not as_json:
         print_table(table)
 

@@ -92,28 +92,42 @@ class Preferences:
 
 _SWITCHES = ("notices", "monthly_report", "only_wanted")
 NO_PREFERENCES = Preferences()
-TYPED = ("schedule", "at", "timezone", "language")  # the preferences that `typed_preferences` reads
+TYPED = ("schedule", "at", "timezone", "language")  # the preferences with fields in the form of a recipient
+SWITCH = {"on": True, "off": False}  # how people type a switch
 
 _BAD = {
     "schedule": N_("These days are not known. Choose, for example, daily, weekdays or monday."),
     "at": N_("Enter times like 07:00, 15:00, six at most."),
     "timezone": N_("There is no time zone of this name. Enter one like Europe/Berlin."),
     "language": N_("This language is not available."),
+    "notices": N_("Enter on or off."),
+    "only_wanted": N_("Enter on or off."),
 }
 
 
 def typed_preferences(before: Preferences, typed: Mapping[str, str]) -> Preferences:
-    """Return preferences with some of `TYPED` changed, as people type them; "" means the default.
+    """Return preferences with some changed, as people type them; "" means the default.
 
-    ``at`` has times with commas. Raises BadPreference. `never` is no days: digests are stopped instead.
+    ``typed``: those of `TYPED`, and the switches of digests. ``at`` has times with commas. Raises BadPreference.
+    `never` is no days: digests are stopped instead.
     """
-    known = {"schedule": tuple(Schedule)[1:], "timezone": zone_names(), "language": TAGS}
-    values: dict[str, str | tuple[time, ...] | None] = {}
+    known = {
+        "schedule": tuple(Schedule)[1:],
+        "timezone": zone_names(),
+        "language": TAGS,
+        "notices": SWITCH,
+        "only_wanted": SWITCH,
+    }
+    values: dict[str, str | bool | tuple[time, ...] | None] = {}
     for name, text in typed.items():
         if name == "at":
             values[name] = _typed_times(text)
         elif text and text not in known[name]:
             raise BadPreference(_BAD[name])
+        elif name == "notices":
+            values[name] = SWITCH.get(text)
+        elif name == "only_wanted":
+            values[name] = SWITCH.get(text) or None  # no domain has another default
         else:
             values[name] = str(text) or None
     return replace(before, **values)  # type: ignore[arg-type]  # checked by name above

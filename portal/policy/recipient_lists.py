@@ -17,13 +17,21 @@ from portal.model.audit import Act, AuditEntry
 from portal.model.errors import BadList, BadPreference, UnknownRecipient
 from portal.model.message import Actor, domain
 from portal.model.record import record
-from portal.model.schedule import NO_PREFERENCES, typed_preferences
+from portal.model.schedule import NO_PREFERENCES, SWITCH, typed_preferences
 from portal.model.tables import cell, unquoted
 from portal.model.text import N_
 from portal.policy.recipients import DigestAct, Recipients, after
 from portal.stores.records import Person
 
-COLUMNS = {"days": "schedule", "at": "at", "zone": "timezone", "language": "language"}  # and the preference of each
+# And the preference of each.
+COLUMNS = {
+    "days": "schedule",
+    "at": "at",
+    "zone": "timezone",
+    "language": "language",
+    "notices": "notices",
+    "only-wanted": "only_wanted",
+}
 DEFAULT = "default"  # instead of a value: that of the domain
 _AT_ONCE = 500  # recipients that one query reads
 
@@ -31,7 +39,7 @@ _NOT_UTF8 = N_("This is not UTF-8. Save the file as CSV UTF-8.")
 _NOT_CSV = N_("This is not CSV. Check the quotation marks.")
 _TOO_MANY_VALUES = N_("There are more values than columns.")
 _BAD_COLUMNS = {
-    True: N_("The columns are address and, if wanted, days, at, zone, language."),
+    True: N_("The columns are address and, if wanted, days, at, zone, language, notices, only-wanted."),
     False: N_("The only column is address."),
 }
 TOO_LONG = N_("A list has at most 10,000 lines. Divide it, or use the command “quarantine digests”.")
@@ -140,6 +148,8 @@ def chosen(person: Person) -> dict[str, str]:
     preferences = person.preferences
     at = ",".join(f"{each:%H:%M}" for each in preferences.at or ())
     texts = {"days": preferences.schedule, "at": at, "zone": preferences.timezone, "language": preferences.language}
+    texts["notices"] = next((word for word, value in SWITCH.items() if value is preferences.notices), None)
+    texts["only-wanted"] = "on" if preferences.only_wanted else None
     return {name: text if text and _is_valid(name, text) else DEFAULT for name, text in texts.items()}
 
 

@@ -212,20 +212,25 @@ def test_digests_are_stopped_for_the_people_of_a_domain(run: Run, store: Store) 
 def test_preferences_are_exported_as_set_takes_them_back(run: Run, store: Store, tmp_path: Path) -> None:
     formula = "=1+1@example.org"
     hold(store, recipients=(ALICE, SALES, BOB, formula, "info@example.org", "jo@elsewhere.example"))
-    chosen = Preferences("weekdays", (time(7), time(16, 30)), "Asia/Tokyo")
+    chosen = Preferences("weekdays", (time(7), time(16, 30)), "Asia/Tokyo", notices=False, only_wanted=True)
     store.recipients.set_preferences(ALICE, chosen)
     store.recipients.set_preferences(BOB, Preferences("never", None, "Mars/North", "fr", notices=True))
     store.recipients.set_digests_stopped(BOB, datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
     exported = run("digests", "export", "--domain", "Example.org").output
     assert exported.splitlines() == [
-        "address,days,at,zone,language",
-        "'=1+1@example.org,default,default,default,default",
-        f'{ALICE},weekdays,"07:00,16:30",Asia/Tokyo,default',
-        f"{BOB},default,default,default,fr",
+        "address,days,at,zone,language,notices,only-wanted",
+        "'=1+1@example.org,default,default,default,default,default,default",
+        f'{ALICE},weekdays,"07:00,16:30",Asia/Tokyo,default,off,on',
+        f"{BOB},default,default,default,fr,on,default",
     ]
     file = tmp_path / "people.csv"
     file.write_text(exported)
-    assert run("digests", "set", ALICE, "--days", "monday", "--language", "cs").exit_code == 0
+    assert (
+        run(
+            "digests", "set", ALICE, "--days", "monday", "--language", "cs", "--notices", "on", "--only-wanted", "off"
+        ).exit_code
+        == 0
+    )
     done = run("digests", "set", "--from-file", str(file), "--reason", "as before")
     assert (done.exit_code, f"{ALICE}: changed" in done.output) == (0, True), done.output
     assert store.recipients.get(ALICE).preferences == chosen
@@ -250,10 +255,10 @@ def test_the_people_of_a_domain_are_listed_with_their_choices(
     store.recipients.set_preferences(ALICE, Preferences(language="fr", notices=True, only_wanted=True))
     store.recipients.set_digests_stopped(BOB, datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
     header, *rows = [line.split() for line in run("digests", "list", "--domain", "example.org").output.splitlines()]
-    assert header == ["recipient", "days", "at", "zone", "language", "only", "wanted", "notices", "stopped", "(UTC)"]
+    assert header == ["recipient", "days", "at", "zone", "language", "notices", "only", "wanted", "stopped", "(UTC)"]
     assert rows == [
         [ALICE, "default", "default", "default", "fr", "on", "on"],
-        [BOB, "default", "default", "default", "default", "off", "default", "2026-01-02", "03:04"],
+        [BOB, "default", "default", "default", "default", "default", "default", "2026-01-02", "03:04"],
     ]
     [line] = run("digests", "list", "--stopped", "--json").output.splitlines()
     found = json.loads(line)
@@ -279,6 +284,8 @@ def test_preferences_are_set_from_a_table(run: Run, store: Store, tmp_path: Path
         (("stop", "--domain", "elsewhere.example"), "", "elsewhere.example is not a domain of local_domains."),
         (("set", BOB), "", "Give at least one value"),
         (("set", BOB, "--zone", "Mars"), "", "bob@example.org: There is no time zone of this name."),
+        (("set", BOB, "--notices", "yes"), "", "bob@example.org: Enter on or off."),
+        (("set", BOB, "--only-wanted", "never"), "", "bob@example.org: Enter on or off."),
         (("set", BOB, "--days", "never"), "", "These days are not known."),
         (("stop",), f"{BOB}\nx@elsewhere.example\nalice\n", "line 3: This is not an email address."),
         (("stop",), f"{BOB}\ninfo@example.org\n", "line 2: This is a shared mailbox."),

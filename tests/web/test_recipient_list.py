@@ -167,7 +167,7 @@ def test_a_long_list_takes_several_transactions(site: Site) -> None:
 
 def test_preferences_are_exported_for_the_form_above(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.hold(recipients=(ALICE, BOB, "info@example.org", JO))
-    site.store.recipients.set_preferences(ALICE, Preferences("weekdays", (time(7), time(16, 30))))
+    site.store.recipients.set_preferences(ALICE, Preferences("weekdays", (time(7), time(16, 30)), only_wanted=True))
     site.store.recipients.set_digests_stopped(JO, site.now)
     browser = staff(site)
     assert f'action="/quarantine{LIST}/export"' in browser.get(LIST).text
@@ -178,13 +178,15 @@ def test_preferences_are_exported_for_the_form_above(site: Site, monkeypatch: py
         'attachment; filename="recipients.csv"',
     )
     assert answer.text.splitlines() == [
-        "address,days,at,zone,language",
-        f'{ALICE},weekdays,"07:00,16:30",default,default',
-        f"{BOB},default,default,default,default",
+        "address,days,at,zone,language,notices,only-wanted",
+        f'{ALICE},weekdays,"07:00,16:30",default,default,default,on',
+        f"{BOB},default,default,default,default,default,default",
     ]
     site.store.recipients.set_preferences(ALICE, Preferences(language="fr"))
     confirm(browser, send(browser, {"act": "set"}, answer.body))
-    assert site.store.recipients.get(ALICE).preferences == Preferences("weekdays", (time(7), time(16, 30)))
+    assert site.store.recipients.get(ALICE).preferences == Preferences(
+        "weekdays", (time(7), time(16, 30)), only_wanted=True
+    )
     assert browser.post(f"{LIST}/export", form | {"domain": "", "stopped": "1"}).text.split() == ["address", JO]
     exported = {(e.actor.name, e.domain) for e in site.store.audit.list(AuditFilter(), 99) if e.act == "exported"}
     assert exported == {(MALLORY, ""), (MALLORY, "example.org")}
@@ -197,7 +199,9 @@ def test_staff_of_a_domain_export_its_people_only(site: Site) -> None:
     site.hold(recipients=(ALICE, JO))
     browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.net")
     form = {"form_token": browser.form_token(), "domain": ""}
-    assert browser.post(f"{LIST}/export", form).text.split()[1:] == [f"{JO},default,default,default,default"]
+    assert browser.post(f"{LIST}/export", form).text.split()[1:] == [
+        f"{JO},default,default,default,default,default,default"
+    ]
     assert browser.post(f"{LIST}/export", form | {"domain": "example.org"}).status == 403
     site.pass_time(minutes=16)
     assert "ended=fresh" in (browser.post(f"{LIST}/export", form).header("Location") or "")
