@@ -6,13 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
+
+from rich.cells import cell_len
 
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
 from portal.model.links import Action, Links
 from portal.model.message import Delivery, Tier
-from portal.model.ranking import Group, Section
+from portal.model.ranking import CHECK_FIRST, Group, Section
 from portal.model.reasons import LIKE_SPAM, why
 from portal.model.rights import ReleaseRight
 from portal.model.sender import Sender, sender_shown
@@ -21,8 +24,10 @@ from portal.model.text import N_, shown
 from portal.stores.records import Digest
 
 REASONS = 2  # in a row, beside the score and the time; the page that the subject links to shows all
+_REASON_COLUMNS = 34  # with more, a row has one reason, so that its line fits a phone
 SUBJECT_CHARACTERS = 120
-_ADDRESS_CHARACTERS = 32  # of a longer address, a row of the HTML part shows the domain only
+_SENDER_CHARACTERS = 28  # of a longer name and address, a row of the HTML part shows the domain of the address only
+_TIME_ALONE = timedelta(days=1)  # so long before the digest, a time of the day is clear without the day
 _LINK = re.compile(r"\S*(?:://|(?<!@)\bwww\.|\w\.\w{2,}[/?#])\S*", re.IGNORECASE)
 # A digest quotes held subjects and senders. Text that makes scanners reject any mail containing it is therefore broken
 # up: their test strings (https://spamassassin.apache.org/gtube/, https://www.eicar.org/download-anti-malware-testfile/)
@@ -45,6 +50,7 @@ class Row:
     address: str  # the sender's as the HTML part shows it: only the domain if it is long; "" if it is missing
     subject: str  # "" when there is none
     when: str
+    when_shortly: str  # the same with only the time or only the day
     score: str  # "" when not known
     threshold: str  # the score at which Rspamd withholds messages, "" when not known
     reasons: tuple[str, ...]  # in few words, to be translated
@@ -104,12 +110,13 @@ class Builder:
             heading=heading,
             count=count,
             sender=replace(sender, name=_defanged(sender.name), address=address),
-            address=address if sender.warning or len(address) <= _ADDRESS_CHARACTERS else _domain(address),
+            address=address if sender.warning or _is_short(sender) else _domain(address),
             subject=_defanged(shown(message.subject, SUBJECT_CHARACTERS)),
             when=locale.short_moment(message.held_at, self.zone),
+            when_shortly=self._when_shortly(message.held_at),
             score="" if message.score is None else locale.score(message.score),
             threshold="" if message.threshold is None else locale.threshold(message.threshold),
-            reasons=_reasons(group, sender.warning),
+            reasons=self._reasons(group, sender.warning),
             suspicious=message.tier is not Tier.SPAM,
             release=release,
             ask=link(Action.REQUEST) if right is ReleaseRight.REQUEST else "",
@@ -123,25 +130,37 @@ class Builder:
             else 0,
         )
 
+    def _when_shortly(self, held_at: datetime) -> str:
+        if self.digest.issued_at - held_at < _TIME_ALONE:
+            return self.locale.time(held_at, self.zone)
+        return self.locale.short_day(held_at, self.zone)
+
+    def _reasons(self, group: Group, warning: str) -> tuple[str, ...]:
+        """Return the reasons for one line, without the sender's warning; the second one only if there is room for it.
+
+        That the text resembles spam is left out if there is another reason, since it is true of nearly all messages.
+        """
+        message = group.newest.message
+        long = why(message)
+        found = [shortly(each) for each in long if each not in (warning, LIKE_SPAM)] or [shortly(long[0])]
+        released = [_RELEASED_BEFORE] if group.wanted_before else []
+        reasons = tuple(dict.fromkeys([*released, *found]))[:REASONS]
+        before = [CHECK_FIRST] if message.tier is Tier.SUSPICIOUS else []
+        line = " · ".join(map(self.locale.gettext, [*before, *reasons]))
+        return reasons if cell_len(line) <= _REASON_COLUMNS else reasons[:1]
+
     def _similar(self, delivery: Delivery, may_choose: bool) -> str:
         """Return the link to a group: to the page that releases and deletes its messages, else to their list."""
         return f"{self.several if may_choose else self.portal}?like={delivery.id}.{delivery.number}"
 
 
+def _is_short(sender: Sender) -> bool:
+    return len(sender.name) + len(sender.address) <= _SENDER_CHARACTERS
+
+
 def _domain(address: str) -> str:
     """Return a long address without its local part. The @ remains, since a bare domain would become a link."""
-    return "…@" + address.rpartition("@")[2]
-
-
-def _reasons(group: Group, warning: str) -> tuple[str, ...]:
-    """Return the reasons for one line, without the sender's warning.
-
-    That the text resembles spam is left out if there is another reason, since it is true of nearly all messages.
-    """
-    long = why(group.newest.message)
-    found = [shortly(each) for each in long if each not in (warning, LIKE_SPAM)] or [shortly(long[0])]
-    released = [_RELEASED_BEFORE] if group.wanted_before else []
-    return tuple(dict.fromkeys([*released, *found[:REASONS]]))
+    return "@" + address.rpartition("@")[2]
 
 
 def _defanged(text: str) -> str:

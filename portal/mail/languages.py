@@ -52,6 +52,7 @@ class Language:
     _locale: Locale
     _moment: str  # CLDR date patterns
     _short_moment: str
+    _short_day: str
     _day: str
     _date: str
     _time: str
@@ -73,6 +74,10 @@ class Language:
     def short_moment(self, at: datetime, zone: ZoneInfo) -> str:
         """Return a time like "Sat 21 Nov, 14:05"."""
         return format_datetime(at, self._short_moment, tzinfo=zone, locale=self._locale)
+
+    def short_day(self, at: datetime, zone: ZoneInfo) -> str:
+        """Return a day like "21 Nov"."""
+        return format_datetime(at, self._short_day, tzinfo=zone, locale=self._locale)
 
     def day(self, at: datetime, zone: ZoneInfo) -> str:
         """Return a day like "Saturday, 21 November 2026"."""
@@ -189,6 +194,7 @@ def _make_language(tag: str, translations: NullTranslations) -> Language:
         _locale=formats,
         _moment=joined(formats.date_formats["full"].pattern),
         _short_moment=joined(formats.datetime_skeletons["MMMEd"].pattern),
+        _short_day=formats.datetime_skeletons["MMMd"].pattern,
         _day=formats.date_formats["full"].pattern,
         _date=formats.date_formats["medium"].pattern,
         _time=hours,

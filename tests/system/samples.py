@@ -83,3 +83,32 @@ def hold_samples(site: Site, language: str = "en", recipient: str = ALICE) -> li
         hold(*jane, 16.8, (*PROVEN, Symbol("BAYES_SPAM", 5.1)), Tier.SPAM),
         hold(*shop, 15.4, (*PROVEN, Symbol("HTML_SHORT_LINK_IMG_1", 2.0), Symbol("BAYES_SPAM", 5.1)), Tier.SPAM),
     ]
+
+
+def hold_everyday_mail(site: Site, recipient: str = ALICE) -> None:
+    """Hold sixty messages without attempts to deceive: five that are likely mistakes, and newsletters and spam."""
+    wanted = [
+        ("Re: Minutes of Thursday's meeting", "Jane Doe <jane.doe@partner.example>"),
+        ("Your order 4711 has been shipped", "Kontor Nord <orders@kontor-nord.example>"),
+        ("Rechnung 2026-0815 zu Ihrem Auftrag 99812", "Huber Buchhaltung <buchhaltung@huber.example>"),
+        ("Ihr Einmalcode: 448 912", "Bank of Example <no-reply@bank.example>"),
+        ("Invitation: planning of the next quarter", "Ann Example <ann@partner.example>"),
+    ]
+    for number, (subject, header_from) in enumerate(wanted):
+        symbols = (*PROVEN, Symbol("BAYES_SPAM", 5.1), *([Symbol("HTML_SHORT_LINK_IMG_1", 2.0)] * (number % 2)))
+        site.hold(recipients=(recipient,), subject=subject, header_from=header_from, score=15.1, symbols=symbols)
+    signs = [
+        _SPAM,
+        (Symbol("FUZZY_DENIED", 12.0), Symbol("RBL_SPAMHAUS_SBL", 4.0)),
+        (Symbol("HTML_SHORT_LINK_IMG_1", 2.0), Symbol("BAYES_SPAM", 5.1)),
+    ]
+    names = ("Wein", "Shoes", "Garden", "Travel", "Books", "Photo", "Bikes", "Toys", "Tea", "Maps", "Music")
+    for number in range(55):
+        name, word = names[number % 11], ("up to 60% off", "last chance", "new", "only today", "free")[number // 11]
+        site.hold(
+            recipients=(recipient,),
+            subject=f"{name} weekly: {word}",
+            header_from=f"{name} Weekly <news@{name.lower()}.example>",
+            score=17.0 + number / 3,
+            symbols=signs[number % 3],
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.message import Symbol, Tier
 from tests.builders import ALICE
-from tests.system.local_site import LocalSite, local_site, part
+from tests.system.local_site import LocalSite, local_site, part, read_mail
 from tests.system.mail_programs import show_in_word, show_without_sheets
-from tests.system.samples import hold_samples
+from tests.system.samples import hold_everyday_mail, hold_samples
 
 pytestmark = pytest.mark.system
 
@@ -130,9 +131,47 @@ def test_a_digest_holds_in_programs_with_few_styles(site: LocalSite, page: Page,
         assert box["y"] <= area["y"] and area["y"] + area["height"] <= box["y"] + box["height"] + 1, "it is in its row"
         beside = area["x"] - facts["x"] - facts["width"], facts["x"] - area["x"] - area["width"]
         assert facts["width"] >= min(width, MAIL_WIDTH) * 0.4 and max(beside) >= 0, "the columns do not overlap"
-        assert len(row.locator("xpath=td[1]").inner_text().splitlines()) >= 3
+        assert len(row.locator("xpath=td[1]").inner_text().splitlines()) >= 2, "sender and subject"
+        assert " · " in row.locator("xpath=following-sibling::tr[1]").inner_text(), "reasons, score and time below"
     sizes = page.locator("h1, h2").evaluate_all("all => all.map(one => parseFloat(getComputedStyle(one).fontSize))")
     assert min(sizes) > 16 and sizes[0] == max(sizes)
+
+
+# The top and height of each row, and the number of lines of its reasons.
+_ROWS = """() => [...document.querySelectorAll("tr:has(> td + td)")].map(first => {
+  const second = first.nextElementSibling, small = second.querySelector("small"), range = document.createRange()
+  range.selectNodeContents(small)
+  if (small.querySelector("br")) range.setStartAfter(small.querySelector("br"))  // a caution is before it
+  const {top} = first.getBoundingClientRect(), {bottom} = second.getBoundingClientRect()
+  const baselines = [...range.getClientRects()].map(each => Math.round(each.bottom / 8))
+  return {top, bottom, lines: new Set(baselines).size}
+})"""
+
+
+@pytest.mark.parametrize("width", [390])
+def test_a_phone_shows_the_first_rows_at_once(site: LocalSite, page: Page) -> None:
+    """With the widest of the usual fonts, DejaVu Sans: the phone's own are narrower."""
+    site.hold(recipients=[ALICE])
+    site.digest()  # the first digest of a recipient has one more sentence
+    hold_everyday_mail(site)
+    read_mail(page, site.digest())
+    rows = page.evaluate(_ROWS)
+    heights = [each["bottom"] - each["top"] for each in rows]
+    assert len(rows) == 50
+    assert rows[0]["top"] <= 300
+    assert sum(each["bottom"] <= 844 for each in rows) >= 4
+    assert median(heights) <= 120 and max(heights) <= 178
+    assert {each["lines"] for each in rows} == {1}
+
+
+@pytest.mark.parametrize("width", [390])
+@pytest.mark.parametrize("language", ["en", "ar", "ja"])
+def test_reasons_have_one_line_on_a_phone(site: LocalSite, page: Page, language: str) -> None:
+    hold_samples(site, language)
+    read_mail(page, site.digest())
+    rows = page.evaluate(_ROWS)
+    assert len(rows) == 9
+    assert {each["lines"] for each in rows} == {1}
 
 
 @pytest.mark.parametrize(("show", "width"), PLACES, ids=IDS)
