@@ -91,7 +91,7 @@ class Actions(ReleaseRequests):
 
         With ``again`` a delivery that was released or passed before is sent once more: it may have been lost after the
         mail server accepted it, or been deleted by mistake. Recipients may do so one minute after the last time.
-        ``check`` is called with a delivery that an operator releases, right before the claim, and may raise NotAllowed.
+        ``check`` is called with the delivery in the transaction of the claim, and may raise NotAllowed.
         ``reason`` is the operator's, for the audit.
 
         Raises NotFound; NotAllowed if only an administrator may release it and no operator acts;
@@ -105,27 +105,31 @@ class Actions(ReleaseRequests):
             allowed |= {State.REQUESTED, State.DELETED, State.RELEASED}
             allowed -= set() if again else {State.RELEASED, State.PASSED}
         elif again:
-            return self._send(id, number, {State.RELEASED, State.PASSED}, actor, self._check_again)
-        if not operator:
-            return self._send(id, number, allowed, actor, self._check_release)
+            allowed = {State.RELEASED, State.PASSED}
 
-        def check_operator(delivery: Delivery) -> None:
-            _check_recipient(delivery)
+        def check_all(delivery: Delivery) -> None:
+            if operator:
+                _check_recipient(delivery)
+            elif again:
+                self._check_again(delivery)
+            else:
+                self._check_release(delivery)
             check(delivery)
 
-        return self._send(id, number, allowed, actor, check_operator, reason)
+        return self._send(id, number, allowed, actor, check_all, reason)
 
-    def queue_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
+    def queue_release(self, id: UUID, number: int, actor: Actor, *, check: Check = bool) -> Delivery:
         """Record that one delivery is to be released. The digest process sends it within seconds.
 
-        Returns the delivery in its new state `releasing`. Raises NotFound; NotAllowed if only an administrator may
-        release it; AlreadyDone.
+        Returns the delivery in its new state `releasing`. ``check`` is called with the delivery before, and may raise
+        NotAllowed. Raises NotFound; NotAllowed if only an administrator may release it; AlreadyDone.
         """
         key, now = DeliveryId(id, number), self.now()
         delivery = self.store.deliveries.get(key)
         allowed: set[State] = set()  # not even `held`, since a request may be refused after this check
         if delivery.state in RELEASABLE:
             self._check_release(delivery)
+            check(delivery)
             allowed = set(RELEASABLE)
         delivery = self.store.deliveries.move(
             key, State.RELEASING, allowed, actor, now, kind=EventKind.RELEASING, next_try_at=now

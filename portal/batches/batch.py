@@ -135,7 +135,7 @@ class Batch:
 
     act: Act
     selection: Selection
-    with_suspicious: bool = False  # the reader has seen their cautions and confirmed the release
+    confirmed: frozenset[DeliveryId] = frozenset()  # suspicious ones that are released: the reader saw their cautions
     undoes: UUID | None = None  # the batch whose deletions are restored
     reason: str = ""  # of release requests, as typed
 
@@ -149,7 +149,7 @@ class Batch:
             "identities": sorted(chosen.identities),
             "ceiling": text_of(chosen.ceiling) if chosen.ceiling else None,
             "excluded": sorted(map(text_of, chosen.excluded)),
-            "with_suspicious": self.with_suspicious,
+            "confirmed": sorted(map(text_of, self.confirmed)),
             "undoes": str(self.undoes) if self.undoes else None,
             "reason": self.reason,
         }
@@ -165,8 +165,9 @@ class Batch:
             excluded=frozenset(map(key_of, found["excluded"])),
         )
         undoes = UUID(found["undoes"]) if found["undoes"] else None
+        confirmed = frozenset(map(key_of, found["confirmed"]))
         # A job that an earlier version made has no reason.
-        return cls(Act(found["act"]), selection, found["with_suspicious"], undoes, found.get("reason", ""))
+        return cls(Act(found["act"]), selection, confirmed, undoes, found.get("reason", ""))
 
 
 @record(frozen=True, slots=True)

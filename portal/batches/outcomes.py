@@ -12,6 +12,7 @@ from portal.model.errors import (
     BodyDamaged,
     BodyMissing,
     NotAllowed,
+    NotConfirmed,
     NotFound,
     RelayDeferred,
     RelayRefused,
@@ -57,6 +58,8 @@ def outcome_of(
             return _earlier_outcome(store, job_id, act, delivery.key)
         case RelayDeferred():
             return Outcome.RELEASING
+        case NotConfirmed():
+            return Outcome.TO_CHECK
         case NotAllowed():
             return Outcome.NOT_ALLOWED
         case RelayRefused() | BodyDamaged() | BodyMissing():

@@ -5,7 +5,8 @@ After a crash the planned deliveries are acted on, except those whose history ha
 process had acted on them. So each delivery is acted on, and counted, once.
 
 The reader's right to each delivery is checked when the batch reaches it: a mailbox that they may no longer read is left
-alone, and so is a message that became dangerous.
+alone, and so is a message that became dangerous. A suspicious message is released only if it is one of those whose
+cautions the reader has seen.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from functools import partial
 from typing import Protocol
 from uuid import UUID, uuid5
 
-from portal.actions import Actions
+from portal.actions import Actions, Check
 from portal.batches.batch import (
     CHANGES,
     KIND,
@@ -38,6 +39,7 @@ from portal.batches.outcomes import last_event, outcome_of, recognized
 from portal.batches.parallel import AT_ONCE, in_parallel
 from portal.model.errors import (
     BodyDamaged,
+    NotConfirmed,
     NotFound,
     RelayUnreachable,
     StoreUnavailable,
@@ -68,7 +70,7 @@ class Release(Protocol):
     """A function that releases deliveries, like `Pages.release_several`."""
 
     def __call__(
-        self, deliveries: Sequence[Delivery], actor: Callable[[Delivery], Actor], stopped: Stopped
+        self, deliveries: Sequence[Delivery], actor: Callable[[Delivery], Actor], check: Check, stopped: Stopped
     ) -> Results: ...
 
 
@@ -214,15 +216,19 @@ class Batches:
         def actor(delivery: Delivery) -> Actor:
             return actor_of(job.id, self._actor(job.actor, delivery))
 
+        def check(delivery: Delivery) -> None:
+            if _needs_confirmation(batch, delivery):
+                raise NotConfirmed("the reader has not seen the cautions of this message")
+
         method = _METHODS[batch.act]
         if batch.act is Act.REQUEST:
             method = partial(Actions.request_release, reason=batch.reason)
         if method is not None:
             results = self._in_parallel(method, left, actor, too_late, 1)
         elif progress.is_queueing:
-            results = self._in_parallel(Actions.queue_release, left, actor, too_late, 1)
+            results = self._in_parallel(partial(Actions.queue_release, check=check), left, actor, too_late, 1)
         else:
-            results = release(left, actor, too_late)
+            results = release(left, actor, check, too_late)
         with closing(results):  # an exception ends it only after the releases that were begun have ended
             for delivery, result in results:
                 if isinstance(result, StoreUnavailable) and not isinstance(result, BodyDamaged):
@@ -252,7 +258,7 @@ class Batches:
                 yield each.key, unchanged(batch.act, each.state)
             elif batch.act is Act.RELEASE and (right is not ReleaseRight.SELF or tier is Tier.DANGEROUS):
                 yield each.key, Outcome.NOT_ALLOWED
-            elif batch.act is Act.RELEASE and tier is Tier.SUSPICIOUS and not batch.with_suspicious:
+            elif batch.act is Act.RELEASE and _needs_confirmation(batch, each):
                 yield each.key, Outcome.TO_CHECK
             elif batch.act is Act.REQUEST and right is ReleaseRight.SELF:
                 yield each.key, Outcome.LET_THROUGH if each.state is State.PASSED else Outcome.NOT_NEEDED
@@ -262,8 +268,10 @@ class Batches:
         own = actor.name == delivery.recipient and not self.people.is_role(delivery.recipient)
         return replace(actor, name="" if own else actor.name)
 
-    def _release(self, deliveries: Sequence[Delivery], actor: Callable[[Delivery], Actor], stopped: Stopped) -> Results:
-        return self._in_parallel(Actions.release, deliveries, actor, stopped, AT_ONCE)
+    def _release(
+        self, deliveries: Sequence[Delivery], actor: Callable[[Delivery], Actor], check: Check, stopped: Stopped
+    ) -> Results:
+        return self._in_parallel(partial(Actions.release, check=check), deliveries, actor, stopped, AT_ONCE)
 
     def _in_parallel(
         self,
@@ -287,6 +295,11 @@ _METHODS: Mapping[Act, Callable[[Actions, UUID, int, Actor], Delivery] | None] =
     Act.REQUEST: Actions.request_release,
     Act.WITHDRAW: Actions.withdraw_request,
 }
+
+
+def _needs_confirmation(batch: Batch, delivery: Delivery) -> bool:
+    """Return whether a batch must not release a delivery because its reader has not seen its cautions."""
+    return delivery.message.tier is Tier.SUSPICIOUS and delivery.key not in batch.confirmed
 
 
 def _id(form: UUID, actor: Actor, number: int) -> UUID:

@@ -81,6 +81,10 @@ class NotAllowed(QuarantineError):
     """This person may not do this (for example, a recipient who releases a dangerous message)."""
 
 
+class NotConfirmed(NotAllowed):
+    """The message is suspicious, and the reader did not confirm its release after they saw its cautions."""
+
+
 class BadRule(QuarantineError):
     """A rule that cannot be made. The message says what to enter instead."""
 

@@ -10,8 +10,9 @@ from uuid import UUID, uuid4, uuid5
 
 from portal.batches.batch import Batch
 from portal.model.errors import AlreadyDone, StoreUnavailable
-from portal.model.message import Actor, ActorKind
+from portal.model.message import Actor, ActorKind, Delivery, DeliveryId
 from portal.stores.records import Job
+from portal.web.listing import cursor
 from portal.web.pages import Pages
 from portal.web.request import Request
 
@@ -39,6 +40,12 @@ def perform(pages: Pages, batch: Batch, actor: Actor, form: UUID, *, now: bool) 
 def actor_of(request: Request, recipient: str, via: str) -> Actor:
     """Return a reader as the author of a batch."""
     return Actor(ActorKind.RECIPIENT, recipient, via, request.peer)
+
+
+def confirmed_of(request: Request, to_check: Sequence[Delivery]) -> frozenset[DeliveryId]:
+    """Return those of suspicious deliveries whose release a form confirms: the page `check` has shown them."""
+    names = request.form("confirmed").split() if request.form("suspicious") == "release" else []
+    return frozenset(each.key for each in to_check) & {cursor(name) for name in names}
 
 
 def form_id(request: Request, names: Sequence[str]) -> UUID:

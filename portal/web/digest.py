@@ -23,7 +23,7 @@ from portal.model.ranking import ranked
 from portal.model.rights import ReleaseRight
 from portal.stores.records import Digest, Job
 from portal.stores.senders import known_senders
-from portal.web.bulk import actor_of, form_id, perform
+from portal.web.bulk import actor_of, confirmed_of, form_id, perform
 from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
@@ -32,7 +32,7 @@ from portal.web.results import keep_batch, kept
 from portal.web.rows import outcome_row
 
 _MAX_MESSAGES = 200  # on one page; the others follow when these have been released or deleted
-_FIELDS = ("do", "suspicious", "drawn")  # of the form, besides the ticks
+_FIELDS = ("do", "suspicious", "confirmed", "drawn")  # of the form, besides the ticks
 _UNDO_SECONDS = 600
 _SINCE = re.compile(r"[0-9]{1,11}", re.ASCII)
 # The outcome of what changed since the page was rendered, if this browser does not know its batch.
@@ -99,14 +99,11 @@ class DigestPages:
         elif request.form("do") not in ("release", "delete") or not chosen:
             return self._pages.see_other(f"./?none=1&{group}")
         else:
-            batch = Batch(
-                Act(request.form("do")),
-                Selection(tuple(each.key for each in chosen)),
-                with_suspicious=request.form("suspicious") == "release",
-            )
-        if batch.act is Act.RELEASE and not request.form("suspicious"):
+            selection = Selection(tuple(each.key for each in chosen))
             to_check = [each for each in chosen if each.message.tier is Tier.SUSPICIOUS]
-            if to_check:
+            batch = Batch(Act(request.form("do")), selection, confirmed_of(request, to_check))
+            is_checked = len(batch.confirmed) == len(to_check) or request.form("suspicious") == "leave"
+            if batch.act is Act.RELEASE and not is_checked:
                 return self._confirm(request, recipient, chosen, to_check, f"./?{group}")
         job = perform(self._pages, batch, actor_of(request, recipient, "link"), form_id(request, _FIELDS), now=True)
         rendered_at = request.form("drawn")
@@ -140,6 +137,7 @@ class DigestPages:
             "check",
             fields=[(name, value) for name in ("form", "drawn") if (value := request.form(name))],
             mail=" ".join(map(_form_value, chosen)),
+            confirmed=" ".join(map(_form_value, to_check)),
             action=place,
             back=place,
             rows=self._pages.rows(request, to_check, recipient),

@@ -244,16 +244,20 @@ class Pages:
             self._releases.release()
 
     def release_several(
-        self, deliveries: Sequence[Delivery], actor: Callable[[Delivery], Actor], stopped: Callable[[], bool]
+        self,
+        deliveries: Sequence[Delivery],
+        actor: Callable[[Delivery], Actor],
+        check: Check,
+        stopped: Callable[[], bool],
     ) -> Generator[tuple[Delivery, Delivery | Exception], None, None]:
         """Release deliveries, as many at once as may still wait for the mail server; queue them all if none may.
 
-        Yields the outcomes as `releases.in_parallel`.
+        ``check``: see `Actions.release`. Yields the outcomes as `in_parallel`.
         """
 
         def release(actions: Actions, delivery: Delivery) -> Delivery:
             method = actions.release if places else actions.queue_release
-            return method(delivery.id, delivery.number, actor(delivery))
+            return method(delivery.id, delivery.number, actor(delivery), check=check)
 
         with self._places(len(deliveries)) as places:
             yield from in_parallel(self.parts.actions, release, deliveries, max(1, places), stopped=stopped)

@@ -21,8 +21,8 @@ from portal.model.text import N_, shown
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import Job, Page
 from portal.web.auth.session import Session, Sessions
-from portal.web.bulk import actor_of, form_id, perform, uuid_of
-from portal.web.listing import Listing, cursor, place_of
+from portal.web.bulk import actor_of, confirmed_of, form_id, perform, uuid_of
+from portal.web.listing import Listing, cursor, name_of, place_of
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import keep_batch
@@ -42,7 +42,8 @@ MORE_ACTS: dict[str, tuple[Act, ...]] = {"held": (Act.REQUEST,), "all": (Act.REQ
 _MAX_KEYS = 1_000  # of one form: a page of the list has fewer
 _EXAMINED = 1_000  # of all that match, before their release is confirmed, or their senders are listed
 _LISTED = 50  # suspicious messages that the page of confirmation names
-_FIELDS = ("do", "only", "from", "all", "shown", "suspicious", "undo", "reason")  # of the form, besides the ticks
+# Of the form, besides the ticks.
+_FIELDS = ("do", "only", "from", "all", "shown", "suspicious", "confirmed", "undo", "reason")
 _REFRESH_SECONDS = 3
 _LATE_SECONDS = 60  # a batch that waits longer is not run by any digest process
 
@@ -85,7 +86,7 @@ class Selections:
             # The second form of a double click finds nothing left.
             made = self._batches.made(actor_of(request, session.recipient, "portal"), form_id(request, _FIELDS))
             return self._result(made, place) if made else self._pages.see_other(f"/{place or '?'}&none=1")
-        found, confirmed = wish.page.deliveries, request.form("suspicious")
+        found = wish.page.deliveries
         if wish.act is Act.REQUEST and not _is_small(wish.page):
             return self._pages.notice(
                 request,
@@ -94,12 +95,13 @@ class Selections:
                 400,
             )
         to_check = [each for each in found if self._needs_check(each)] if wish.act is Act.RELEASE else []
-        # Nobody confirms the release of messages whose cautions the page did not show.
-        may_confirm = wish.page.next is None and len(to_check) <= _LISTED
-        if to_check and confirmed != "leave" and not (confirmed == "release" and may_confirm):
-            return self._confirm(request, session, wish, to_check, may_confirm=may_confirm)
+        # Nobody confirms the release of messages whose cautions the page did not show, as of one that another reader
+        # has restored since.
+        confirmed = confirmed_of(request, to_check)
+        if len(confirmed) < len(to_check) and request.form("suspicious") != "leave":
+            return self._confirm(request, session, wish, to_check)
         reason = shown(request.form("reason"), REQUEST_REASON_CHARACTERS) if wish.act is Act.REQUEST else ""
-        batch = Batch(wish.act, wish.selection, confirmed == "release", reason=reason)
+        batch = Batch(wish.act, wish.selection, confirmed, reason=reason)
         return self._make(request, session, batch, place, is_small=wish.is_small)
 
     def _senders_of(self, request: Request, session: Session, place: str) -> HTTPResponse:
@@ -174,13 +176,12 @@ class Selections:
         is_own = self._pages.parts.domains.right(delivery) is ReleaseRight.SELF
         return is_own and delivery.message.tier is Tier.SUSPICIOUS
 
-    def _confirm(
-        self, request: Request, session: Session, wish: _Wish, to_check: Sequence[Delivery], *, may_confirm: bool
-    ) -> HTTPResponse:
+    def _confirm(self, request: Request, session: Session, wish: _Wish, to_check: Sequence[Delivery]) -> HTTPResponse:
         """Return the page that shows the cautions of suspicious messages. Its buttons post the same form again.
 
-        ``may_confirm``: it shows all of them, so that the reader may release them.
+        Only if it shows all of them, the reader may release them.
         """
+        may_confirm = wish.page.next is None and len(to_check) <= _LISTED
         right = self._pages.parts.domains.right
         found, number = wish.page.deliveries, request.language.number
         others = sum(each.message.tier is Tier.SPAM and right(each) is ReleaseRight.SELF for each in found)
@@ -193,6 +194,7 @@ class Selections:
             form_token=session.form_token,
             fields=[(name, value) for name in names if (value := request.form(name))],
             mail=" ".join(request.all_of_form("mail")),
+            confirmed=" ".join(name_of(each.key) for each in to_check) if may_confirm else "",
             action=f"{self._pages.site.root}/messages",
             back=f"{self._pages.site.root}/{place_of(request.form('from'))[1]}",
             rows=self._pages.rows(request, to_check[:_LISTED], session.recipient),
