@@ -21,6 +21,7 @@ from portal.model.reasons import LIKE_SPAM, SCANS_IN_WORDS, description, explain
 from portal.model.rights import ReleaseRight
 from portal.model.rule import ScopeKind, scope_kind
 from portal.model.sender import Proof, Sender, proof, sender_shown
+from portal.model.short_reasons import shortly
 from portal.model.text import N_, shown
 
 _SYMBOLS = 60  # shown for one message
@@ -187,6 +188,16 @@ class Row:
     def proof(self) -> Proof | None:
         """The proof of who sent it, None without any."""
         return proof(self.delivery.message)
+
+    @property
+    def all_reasons(self) -> list[str]:
+        """The sender's warning, then the reasons."""
+        return list(dict.fromkeys([*filter(None, [self.sender.warning]), *self.reasons]))
+
+    @property
+    def short_reasons(self) -> list[str]:
+        """The sender's warning, then the main reasons, each in few words."""
+        return list(dict.fromkeys(map(shortly, [*filter(None, [self.sender.warning]), *self.main_reasons])))
 
     @property
     def main_reasons(self) -> list[str]:

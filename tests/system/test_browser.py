@@ -257,11 +257,34 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, address
         targets = page.locator(
             "button:not(.plain, .for-readers), .button, .back a, .tick, input:not([type=hidden], [type=checkbox]),"
-            " .views a, .orders a, .pages a, .aside a, .alike li a, .chips a"
+            " .views a, .orders a, .pages a, .aside a, .alike li a, .chips a, .targets a"
         ).filter(visible=True)
         heights = targets.evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
         assert all(height >= 44 for height in heights), address
     assert messages == []
+
+
+def test_links_that_stand_alone_are_easy_to_hit(make_parts: Callable[..., Parts], steered: Browser) -> None:
+    """Those within a sentence need not be (WCAG 2.2, 2.5.8)."""
+    with local_site(make_parts, proxy__secret="p" * 32) as site:
+        held, macro = site.hold(), site.hold(Tier.SUSPICIOUS)
+        page = signed_in(site, steered, viewport={"width": 390, "height": 844}).new_page()
+        base = site.parts.settings.public_url
+        pages = ["rules", "about", "preferences", "sessions", "sign-in", "sign-in/code"]
+        of_message = [f"messages/{macro.id}/", f"messages/{macro.id}/download", f"messages/{held.id}/sender"]
+        addresses = [f"{base}/{path}" for path in (*pages, *of_message)]
+        for address in (*addresses, site.link(Action.SHOW, held), f"{base}/sign-in/proxy"):
+            if address.endswith("/proxy"):  # somebody without a quarantine here
+                headers = {"X-Quarantine-User": "x@elsewhere.example", "X-Quarantine-Secret": "p" * 32}
+                page.context.set_extra_http_headers(headers)
+            page.goto(address if address.startswith("http") else base.removesuffix("/quarantine") + address)
+            page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
+            low = page.locator("p a:visible, li a:visible").evaluate_all(
+                "all => all.filter(one => one.parentElement.innerText.trim() === one.innerText.trim()"
+                " && one.getBoundingClientRect().height < 44).map(one => one.innerText)"
+            )
+            assert low == [], address
+        assert page.get_by_text("Sign in with another address").count() == 1
 
 
 def hold_rows(site: Site) -> None:
@@ -367,13 +390,23 @@ def test_the_list_is_printed_without_boxes_and_buttons(site: Site, steered: Brow
     assert len(lefts) == 2 and len(set(lefts)) == 1, lefts
 
 
-@pytest.mark.parametrize(("tier", "highest"), [(Tier.SPAM, 400), (Tier.SUSPICIOUS, 480)])
+@pytest.mark.parametrize(
+    ("tier", "sender", "highest"),
+    [
+        (Tier.SPAM, "Kontor <orders@kontor.example>", 400),
+        (Tier.SPAM, '"a@kontor.example" <orders@b.example>', 430),
+        (Tier.SUSPICIOUS, "Kontor <orders@kontor.example>", 400),
+        (Tier.SUSPICIOUS, '"a@kontor.example" <orders@b.example>', 425),
+        (Tier.DANGEROUS, "Kontor <orders@kontor.example>", 490),
+    ],
+)
 def test_the_text_of_a_message_begins_in_the_first_screen_of_a_phone(
-    site: Site, steered: Browser, tier: Tier, highest: int
+    site: Site, steered: Browser, tier: Tier, sender: str, highest: int
 ) -> None:
+    """Also with a subject of two lines and a caution. A dangerous message has a field for a reason as well."""
     data = b"Content-Type: text/html\r\n\r\n<p>It will arrive tomorrow."
-    subject, sender = "Your order 4711 has been shipped", "Kontor <orders@kontor.example>"
-    held = site.hold(tier, subject=subject, header_from=sender, data=data)
+    subject, symbols = "Your order 4711 has been shipped", (Symbol("BAYES_SPAM", 5.1), Symbol("OLETOOLS", 5.0))
+    held = site.hold(tier, subject=subject, header_from=sender, data=data, from_count=1, symbols=symbols)
     page = signed_in(site, steered, viewport={"width": 390, "height": 844}).new_page()
     page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
     box = page.locator(".text").bounding_box()

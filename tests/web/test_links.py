@@ -10,7 +10,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import RelayRefused
 from portal.model.links import Action
-from portal.model.message import DeliveryId, EventKind, Start, State, Tier
+from portal.model.message import DeliveryId, EventKind, Start, State, Symbol, Tier
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting, rule
 from tests.moving.test_copy import damage, lose
@@ -127,6 +127,12 @@ def test_the_result_of_a_link_is_announced(site: Site, held: Held) -> None:
         link = site.link(action, held)
         page = browser.follow(browser.post(link, PRESS), link).text
         assert words in page.partition('role="status"')[2].partition("</div>")[0]
+
+
+def test_a_caution_about_the_sender_stands_above_the_button_also_if_it_is_a_reason(site: Site) -> None:
+    held = site.hold(header_from='"pat@bank.example" <x@example.net>', symbols=(Symbol("SPOOF_DISPLAY_NAME", 8.0),))
+    page = site.browser().get(site.link(Action.RELEASE, held)).text
+    assert "Caution: The display name shows" in page[: page.index("Release to inbox")].replace("\n", " ")
 
 
 def test_an_undo_after_the_message_was_released_says_so(site: Site, held: Held) -> None:

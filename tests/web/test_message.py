@@ -10,8 +10,8 @@ from uuid import UUID
 import pytest
 
 from portal.assemble import Parts
-from portal.model.message import Symbol, Tier
-from tests.builders import ALICE
+from portal.model.message import Start, State, Symbol, Tier
+from tests.builders import ALICE, rule
 from tests.web_client import Site
 
 
@@ -64,6 +64,30 @@ def test_what_releasing_does_stands_above_the_buttons_and_they_above_the_text(si
         for each in ("The only subject", "Held on", "Releasing sends it to your inbox.", "Delete", "The words of")
     ]
     assert places == sorted(places)
+
+
+def test_what_releasing_does_is_said_of_blocked_messages_too(site: Site) -> None:
+    held = site.hold(recipients=(ALICE,), starts={ALICE: Start(State.BLOCKED, rule("example.net").as_actor)})
+    said = words(site, held.id)
+    assert 0 < said.index("Releasing sends it to your inbox.") < said.index("Release :")
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+@pytest.mark.parametrize("right", ["self", "request", "administrator"])
+def test_one_box_has_all_cautions(make_parts: Callable[..., Parts], tier: Tier, right: str) -> None:
+    """The graver one; what it leaves out of the sender's warning is among the reasons."""
+    rights = {"release_spam": right, "release_suspicious": right, "release_dangerous": right}
+    site = Site(make_parts(domains={"example.org": rights}))
+    macro = (Symbol("OLETOOLS", 5.0),)
+    held = site.hold(tier, header_from='"pat@bank.example" <x@example.net>', from_count=1, symbols=macro)
+    page = site.signed_in(ALICE).get(f"/messages/{held.id}/").text
+    main = page[page.index("<main") :]
+    above = main[: main.index("<button")]
+    assert len(re.findall(r'class="(?:warning|state)', above)) == 1
+    assert ("pat@bank.example" in above) and ("misleading sender name" in above or "different address" in main)
+    assert "The display name shows a different address than the real sender" in main
+    if tier is Tier.SUSPICIOUS and right == "self":
+        assert "misleading sender name · suspicious macro. Release it only if you expected it." in above
 
 
 @pytest.mark.parametrize("tier", [Tier.SUSPICIOUS, Tier.DANGEROUS])

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from digest.housekeeping import run_batches
 from portal.assemble import Parts
 from portal.batches.batch import Act
 from portal.batches.mass import KIND, MassAct
@@ -18,7 +19,7 @@ from portal.model.message import ANY, Filter, Symbol, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import search
 from portal.web import inbox
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting, rule
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, rule
 from tests.flows.masses import BY_SHELL, BY_STAFF, masses
 from tests.statements import Statements
 from tests.web_client import Site
@@ -40,7 +41,10 @@ NEWER = ("?down_to=ID&q=offer&sender=romo",)
 INFO = "info@example.org"
 FEW = 5
 MESSAGES = ("", "formatted", "headers", "source", "html", "sender", "download")
-OTHERS = ("preferences", "preferences?zones=all", "sessions", "rules", "rules?q=b", "sign-in")
+OTHERS = (
+    *("preferences", "preferences?zones=all", "sessions", "rules", "rules?q=b", "rules?done=RULE", "sign-in"),
+    *("sign-in/code", "about"),
+)
 
 
 @pytest.fixture
@@ -57,11 +61,11 @@ def site(statements: Statements, make_parts: Callable[..., Parts]) -> Site:
 def test_pages_of_a_recipient_take_few_statements(site: Site, statements: Statements, path: str) -> None:
     for number in range(60):
         site.hold(subject=f"Offer {number * 7919}", header_from=f"<a@n{number}.example.net>", recipients=(ALICE, BOB))
-    site.store.rules.add([rule("b.example"), rule("c.example", "allow")], site.now)
+    made, _ = site.store.rules.add([rule("b.example"), rule("c.example", "allow")], site.now)
     browser = site.signed_in(ALICE)
     browser.get("/?tier=spam")  # the file store reads the list of its tables again when there are new ones
     with statements.of() as queries:
-        assert browser.get(f"/{path}").status == 200
+        assert browser.get(f"/{path.replace('RULE', str(made.id))}").status == 200
     assert len(queries) <= FEW, "\n".join(queries)
 
 
@@ -128,6 +132,28 @@ def test_results_above_a_list_of_a_large_mailbox_take_few_statements(
             page = browser.get(f"/{path.replace('ID', f'{held[0].id}.0')}")
         assert "Not released: the message was deleted on" in page.text
         assert len(queries) <= FEW, "\n".join([path, *queries])
+
+
+def test_the_page_of_a_job_takes_few_statements(
+    statements: Statements, make_parts: Callable[..., Parts], tmp_path: Path
+) -> None:
+    """While it waits, and afterwards with messages that another reader of a role mailbox has changed."""
+    (tmp_path / "virtual").write_text(f"{INFO} {ALICE}, {BOB}\n")
+    site = Site(make_parts(people__alias_file=tmp_path / "virtual"))
+    held = [site.hold(subject=f"Offer {number * 7919}", recipients=[INFO]) for number in range(60)]
+    browser = site.signed_in(ALICE)
+    keys = " ".join(f"{each.id}.0" for each in held)
+    form = {"form_token": browser.form_token(), "from": "list", "do": "delete", "mail": keys}
+    job = browser.post("/messages", form).header("Location") or ""
+    assert "/jobs/" in job
+    for each in held[:9]:
+        site.parts.actions.delete(each.id, 0, BY_LINK)
+    for said in ("Waiting to start", "Not changed, already deleted: 9"):
+        browser = site.signed_in(ALICE)
+        with statements.of() as queries:
+            assert said in browser.get(job).text
+        assert len(queries) <= FEW, "\n".join(queries)
+        run_batches(site.parts, site.now)
 
 
 @pytest.mark.parametrize("view", MESSAGES)
