@@ -255,7 +255,7 @@ def test_a_message_that_becomes_suspicious_just_before_its_release_is_not_releas
     worse, others = site.hold(**found), hold_many(site, 49)
     lock, raised = threading.Lock(), list[Held]()
 
-    def raise_tier(line: str) -> None:
+    def raise_tier(_: bytes) -> None:
         with lock:
             if not raised:
                 raised.append(site.hold(Tier.SUSPICIOUS, **found))
