@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -252,6 +252,10 @@ class SiteSettings(Section):
     )
 
 
+# A default made by calling a section's class would have pydantic build a validator for this section alone.
+_SECTION: Any = Field({}, validate_default=True)
+
+
 class Settings(Section):
     public_url: PublicUrl = Field(
         "http://127.0.0.1:8080/quarantine",
@@ -268,27 +272,27 @@ class Settings(Section):
         description='Other values for the recipients of one domain, in a table `[domains."example.net"]`; see '
         "docs/domains.md.",
     )
-    store: StoreSettings = StoreSettings()
-    exporter: ExporterSettings = ExporterSettings()
-    relay: RelaySettings = RelaySettings()
-    mail: MailSettings = MailSettings()
-    digest: DigestSettings = DigestSettings()
-    links: LinksSettings = LinksSettings()
-    rspamd: RspamdSettings = RspamdSettings()
-    tiers: TiersSettings = TiersSettings()
-    people: PeopleSettings = PeopleSettings()
+    store: StoreSettings = _SECTION
+    exporter: ExporterSettings = _SECTION
+    relay: RelaySettings = _SECTION
+    mail: MailSettings = _SECTION
+    digest: DigestSettings = _SECTION
+    links: LinksSettings = _SECTION
+    rspamd: RspamdSettings = _SECTION
+    tiers: TiersSettings = _SECTION
+    people: PeopleSettings = _SECTION
     oidc: Providers = Field(
         {},
         description="Providers of OpenID Connect, in a table `[oidc.NAME]` for each; see docs/sign-in.md.",
     )
-    sign_in: SignInSettings = SignInSettings()
-    proxy: ProxySettings = ProxySettings()
-    staff: StaffSettings = StaffSettings()
-    ldap: LdapSettings = LdapSettings()
-    imap: ImapSettings = ImapSettings()
-    site: SiteSettings = SiteSettings()
-    metrics: MetricsSettings = MetricsSettings()
-    log: LogSettings = LogSettings()
+    sign_in: SignInSettings = _SECTION
+    proxy: ProxySettings = _SECTION
+    staff: StaffSettings = _SECTION
+    ldap: LdapSettings = _SECTION
+    imap: ImapSettings = _SECTION
+    site: SiteSettings = _SECTION
+    metrics: MetricsSettings = _SECTION
+    log: LogSettings = _SECTION
 
     @field_validator("local_domains")
     @classmethod

@@ -17,7 +17,7 @@ from portal.model.schedule import MAX_TIMES
 class Section(BaseModel):
     """A table of settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
 
 def _network(value: Any) -> IPv4Network | IPv6Network:
