@@ -65,6 +65,7 @@ class Obstacle(StrEnum):
     STATE = "state"  # it is not one of `STATES`
     NOT_PERMITTED = "not-permitted"
     NO_RECIPIENT = "no-recipient"
+    TOO_HARMFUL = "too-harmful"  # than the call allows
 
 
 @record(frozen=True, slots=True)

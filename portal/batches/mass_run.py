@@ -25,6 +25,7 @@ from portal.batches.mass import (
     UNDO_SECONDS,
     DryRun,
     MassAct,
+    Obstacle,
     Part,
     Status,
     View,
@@ -46,7 +47,7 @@ from portal.model.errors import (
     RelayUnreachable,
     StoreUnavailable,
 )
-from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, identity
+from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, Tier, identity
 from portal.model.record import record
 from portal.model.text import shown
 from portal.policy.staff import NOT_YOURS, Member, Staff
@@ -79,16 +80,18 @@ class MassActs:
 
     # ---- before
 
-    def dry_run(self, act: Act, wanted: Filter, member: Member | None) -> DryRun:
+    def dry_run(self, act: Act, wanted: Filter, member: Member | None, max_tier: Tier = Tier.DANGEROUS) -> DryRun:
         """Count what a mass act would do to what a search finds.
 
-        ``member`` None: the shell, which may do everything.
+        ``member`` None: the shell, which may do everything. ``max_tier``: more harmful messages are left alone.
         """
         tally = self.store.facets.tally(wanted)
-        parts = [
-            Part(*part, count, self.rights.obstacle(act, member, *part))
-            for part, count in sorted(tally.counts.items(), key=lambda each: (-each[1], each[0]))
-        ]
+        parts = []
+        for (host, tier, state), count in sorted(tally.counts.items(), key=lambda each: (-each[1], each[0])):
+            obstacle = self.rights.obstacle(act, member, host, tier, state)
+            if obstacle is None and tier in max_tier.more_harmful:
+                obstacle = Obstacle.TOO_HARMFUL
+            parts.append(Part(host, tier, state, count, obstacle))
         return DryRun(parts, tally.total)
 
     def start(self, mass: MassAct, actor: Actor, form: UUID, delay: timedelta = timedelta(seconds=UNDO_SECONDS)) -> Job:

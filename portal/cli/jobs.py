@@ -60,6 +60,10 @@ _WHY_NOT = {
     Obstacle.NOT_PERMITTED: "not permitted",
     Obstacle.NO_RECIPIENT: "recipient not known",
 }
+_CHECKED_AGAIN = (
+    "Each message is checked again in its turn. Your own messages, and messages without a virus scan, may end as "
+    "not-allowed."
+)
 
 
 def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any]) -> None:
@@ -116,6 +120,8 @@ def _print_dry_run(act: Act, found: DryRun) -> None:
         print_table(table)
     beyond = "" if found.total.exact else "at least "
     click.echo(f"{beyond}{found.count} of {beyond}{found.total.count} deliveries to {act}")
+    if found.count and act in (Act.RELEASE, Act.REFUSE):
+        click.echo(_CHECKED_AGAIN, err=True)
     if not found.total.indexed:
         click.echo("Some messages are still being indexed: the job begins when that has ended.", err=True)
 

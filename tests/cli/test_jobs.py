@@ -25,7 +25,7 @@ from portal.model.clock import utc_now
 from portal.model.message import DeliveryId, Filter, State, Symbol, Tier
 from portal.settings import load
 from portal.stores import Store
-from tests.builders import ALICE, BY_LINK, BY_OPERATOR, hold
+from tests.builders import ALICE, BY_LINK, BY_OPERATOR, MALLORY, hold
 from tests.paths import ROOT
 from tests.smtp_server import SmtpServer
 
@@ -121,6 +121,20 @@ def test_the_commands_of_the_documentation_release_what_a_rule_held(run: Run, st
                 assert "11" in done.output
     assert [store.deliveries.of_message(each.id)[0].state for each in found] == [State.RELEASED] * 12
     assert store.deliveries.of_message(other.id)[0].state is State.HELD
+
+
+def test_a_dry_run_says_that_some_may_not_be_permitted_in_the_end(run: Run, store: Store) -> None:
+    """It counts by domain, tier and state; the job also knows whose message it is."""
+    hold(store, recipients=(ALICE,), symbols=NEW_RULE)
+    own = hold(store, recipients=(MALLORY,), symbols=NEW_RULE, tier=Tier.DANGEROUS).id
+    search = ("--matching", "--symbol", "NEW_RULE", "--reason", "test")
+    asked = run("--as", MALLORY, "release", *search, "--dry-run").output
+    assert "2 of 2 deliveries to release" in asked and "may end as not-allowed" in asked
+    with digest_process():
+        done = run("--as", MALLORY, "release", *search, "--yes")
+    assert done.exit_code == 1 and "not-allowed" in done.output
+    assert store.deliveries.of_message(own)[0].state is State.HELD
+    assert "may end as" not in run("delete", *search, "--dry-run").output
 
 
 def test_a_deletion_of_all_is_undone(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

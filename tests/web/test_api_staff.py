@@ -66,10 +66,13 @@ def test_a_job_is_counted_started_and_followed(site: Site, relay: SmtpServer) ->
     suspicious = site.hold(Tier.SUSPICIOUS, recipients=(ALICE,))
     program = client(site)
     counted = start(site, program, {**RELEASE, "dry_run": True})
-    assert (counted["job"], counted["count"], counted["total"]) == (None, 3, {"count": 3, "exact": True})
+    assert (counted["job"], counted["count"], counted["total"]) == (None, 3, {"count": 4, "exact": True})
     assert counted["parts"] == [
-        {"domain": "example.org", "tier": "spam", "state": "held", "count": 3, "obstacle": None}
+        {"domain": "example.org", "tier": "spam", "state": "held", "count": 3, "obstacle": None},
+        {"domain": "example.org", "tier": "suspicious", "state": "held", "count": 1, "obstacle": "too-harmful"},
     ]
+    deleted = start(site, program, {**RELEASE, "act": "delete", "dry_run": True})
+    assert deleted["count"] == 4 and {each["obstacle"] for each in deleted["parts"]} == {None}
     assert done(program.get("/jobs")) == {"jobs": [], "next": None}
     job = start(site, program, RELEASE)["job"]
     assert (job["act"], job["reason"], job["search"]) == ("release", "wrong rule", "?symbol=BAYES_SPAM&tier=spam")

@@ -222,10 +222,11 @@ class JobRoutes:
         act = Act(body.act)
         if not self._masses.rights.reach(act, caller.member):
             raise NotAllowed("this token may not do this anywhere")
+        asked: Search = body.search
         search = _searched(body)
-        wanted = search.filter(self._parts, caller.member)
+        max_tier = body.max_tier if act is Act.RELEASE else Tier.DANGEROUS
         with self._pages.searching():
-            found = self._masses.dry_run(act, wanted, caller.member)
+            found = self._masses.dry_run(act, asked.filter(self._parts, caller.member), caller.member, max_tier)
         made = None if body.dry_run else self._masses.made(caller.actor, caller.request)
         if made and not is_past(made.job.created_at, IDEMPOTENCY_KEPT, self._pages.now()):
             return _started(found, _detail(made))
@@ -234,7 +235,7 @@ class JobRoutes:
         query = urlencode(search.texts(), doseq=True)
         mass = MassAct(
             act,
-            wanted,
+            search.filter(self._parts, caller.member),
             query,
             found.count,
             body.reason,
