@@ -1,4 +1,6 @@
-"""Reasons in at most three words, for the rows of digests. Pages show the sentences of `reasons`.
+"""Reasons in at most three words, for the rows of digests and lists.
+
+The page of a message shows the sentences of `reasons`.
 
 Texts are marked with `N_` for catalogues.
 """

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 from uuid import UUID
 
 from bottle import HTTPResponse
@@ -21,6 +21,7 @@ from portal.model.message import Delivery, DeliveryId, Reader, State, first_id, 
 from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.ranking import Section as Likelihood
 from portal.model.rights import ReleaseRight
+from portal.model.short_reasons import shortly
 from portal.model.text import N_
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import Counts, Page
@@ -31,7 +32,7 @@ from portal.web.filters import filters
 from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, name_of, named_message
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.results import forget, kept
+from portal.web.results import check_undone, forget, kept
 from portal.web.rows import Row, Viewer
 from portal.web.selection import BULK_ACTS, MORE_ACTS, listed, shown_batch
 
@@ -133,6 +134,7 @@ class Inbox:
         """GET /: list the recipient's messages, newest or likeliest mistakes first. Search and filters narrow it."""
         result = kept(request)
         session = self._sessions.of(request, result.batch)
+        check_undone(self._pages, request)
         listing, habits = _as_usual(request, Listing.of(parse_qsl(request.query_string)))
         reader = self._reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
@@ -144,11 +146,11 @@ class Inbox:
         )
         part = self._part(listing, reader, viewer, counts)
         if part is None:
-            return self._pages.see_other(f"/{_query_of_first_page(request)}")
+            return self._pages.see_other(f"/{request.query_without('down_to', 'at')}")
         deliveries = [each for group in part.groups for each in (group.newest, *group.others[:_LISTED_OTHERS])]
         job = session.job if session.job and self._pages.batches.is_of_reader(session.job, session.recipient) else None
         named = listed(job) if job else [result.key] if result.key else []
-        undone, number = named_message(request.query("undone"))
+        undone, number = named_message(result.undone)
         acted = {key.message_id for key in named} | ({undone} if undone else set())
         of = self._rows(request, reader, deliveries, acted)
         done = [of[key] for key in named if key in of]
@@ -161,7 +163,7 @@ class Inbox:
             here=listing.query(select=""),
             views=_views(listing, counts, viewer),
             news=_news(listing, counts, since, viewer),
-            sections=_sections(listing, part, of, since, viewer),
+            sections=_sections(listing, part, of, since, viewer, self._pages.now()),
             bulk_acts=BULK_ACTS.get(listing.view, ()),
             more_acts=MORE_ACTS.get(listing.view, ()),
             reason_characters=REQUEST_REASON_CHARACTERS,
@@ -180,13 +182,13 @@ class Inbox:
             batch=shown_batch(job, done) if job else None,
             nothing=request.query("none") == "1",
             of_other=request.query("link") == "other",  # opened before signing in
-            was_signed_out=request.query("undone") != "",  # before a form was sent
+            was_signed_out=result.undone != "",  # before a form was sent
             undone=_row_of(of, undone, number),
         )
         self._pages.set_cookie(response, _VISIT_COOKIE, visits, _VISITS_KEPT_SECONDS)
         if habits != (request.cookie(_HABITS_COOKIE) or _NO_HABITS):
             self._pages.set_cookie(response, _HABITS_COOKIE, habits, _VISITS_KEPT_SECONDS)
-        if result.act or result.rules or (job is not None and job.finished_at is not None):
+        if result.act or result.rules or result.undone or (job is not None and job.finished_at is not None):
             forget(self._pages, response)
         return response
 
@@ -319,12 +321,6 @@ def _row_of(rows: Mapping[DeliveryId, Row], message_id: UUID | None, number: int
     )
 
 
-def _query_of_first_page(request: Request) -> str:
-    """Return the query string of the request for the first page, with all that is not about the page."""
-    left = urlencode([each for each in parse_qsl(request.query_string) if each[0] not in ("down_to", "at")])
-    return f"?{left}" if left else ""
-
-
 def _messages_before(listing: Listing, counts: Counts) -> tuple[int, bool]:
     """Return the number of messages from the first one to the page's `before` or `down_to`, and whether it is exact: of
     a list without filters, as long as `counts` counts so many; else the pages have counted them before."""
@@ -387,14 +383,16 @@ def _sections(
     of: Mapping[DeliveryId, Row],
     since: datetime | None,
     viewer: Viewer,
+    now: datetime,
 ) -> list[Section]:
     """Return the rows under headings: days, or how likely a mistake is."""
     sections: list[Section] = []
     last: object = None
-    _ = viewer.language.gettext
+    _, today = viewer.language.gettext, now.astimezone(viewer.zone).date()
     for number, group in enumerate(part.groups):
         held_at = group.newest.message.held_at
-        kind: object = group.section if listing.is_ranked else held_at.astimezone(viewer.zone).date()
+        day = held_at.astimezone(viewer.zone).date()
+        kind: object = group.section if listing.is_ranked else day
         if kind != last or not sections:
             heading = group.section.heading if listing.is_ranked else viewer.language.day(held_at, viewer.zone)
             sections.append(Section(heading, not listing.is_ranked, part.counts.get(group.section, ""), []))
@@ -410,8 +408,8 @@ def _sections(
                 keys=" ".join((key, *(name_of(each.key) for each in group.others))),
                 more=max(0, len(group.others) - _LISTED_OTHERS),
                 is_new=since is not None and held_at > since,
-                when=row.held_shortly if listing.is_ranked else row.held_time,
-                why=" · ".join(map(_, row.main_reasons)),
+                when=row.held_day if listing.is_ranked and day != today else row.held_time,
+                why=" · ".join(dict.fromkeys(_(shortly(each)) for each in row.main_reasons)),
                 alert=_alert(row, _),
                 act=_act(row),
                 next=name_of(near[0].newest.key) if near else "",
@@ -426,11 +424,12 @@ def _alert(row: Row, _: Callable[[str], str]) -> str:
         return f"{_(N_('The release request was denied:'))} {row.reason}"
     if row.reason and row.state is State.HELD:
         return f"{_(N_('The last release failed:'))} {_(row.reason)}"
-    if row.sender.warning:
-        return f"{_(N_('Caution:'))} {_(row.sender.warning)}"
+    warning = _(row.sender.warning) if row.sender.warning else ""
     if row.dangerous:
-        return _(N_("Possibly dangerous"))
-    return _(N_("Check this message before you release it")) if row.suspicious else ""
+        return " · ".join(filter(None, (_(N_("Possibly dangerous")), warning)))
+    if row.suspicious:
+        return f"{_(N_('Check first'))} · {warning}" if warning else _(N_("Check this message before you release it"))
+    return f"{_(N_('Caution:'))} {warning}" if warning else ""
 
 
 def _act(row: Row) -> str:

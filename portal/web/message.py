@@ -29,7 +29,7 @@ from portal.web.listing import Listing, named_message
 from portal.web.pages import Pages
 from portal.web.release_request import release_request
 from portal.web.request import Request
-from portal.web.results import forget, kept
+from portal.web.results import check_undone, forget, kept
 from portal.web.rows import Row, findings
 from portal.web.views import MessageViews
 
@@ -56,6 +56,7 @@ class MessagePages:
     def show(self, request: Request, id: str, view: str = "") -> HTTPResponse:
         """GET /messages/ID/ and /messages/ID/VIEW: show who sent it, why it was held, and what it says."""
         session = self._sessions.of(request)
+        check_undone(self._pages, request)
         delivery = self.delivery(session.recipient, id)
         access = self._pages.parts.domains.access(delivery)
         self.views.check(request, delivery, access, view)
@@ -71,7 +72,7 @@ class MessagePages:
             form_token=session.form_token,
             row=row,
             act=result.act if result.key == delivery.key else "",
-            undone=request.query("undone") != "",
+            undone=result.undone != "",
             here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
             similar=self._similar(delivery, request) if made is None else "",
             **findings(delivery.message, request.language),
@@ -94,7 +95,7 @@ class MessagePages:
             senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
             history=history(events, row, self._pages.viewer(request, session.recipient)),
         )
-        if result.act:
+        if result.act or result.undone:
             forget(self._pages, response)
         return response
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 from zoneinfo import ZoneInfo
 
 from bottle import BaseRequest, FormsDict, HTTPError
@@ -54,6 +55,11 @@ class Request:
         """Return a query parameter, ``""`` if it is missing."""
         value: str = self._parsed.query.getunicode(name) or ""
         return value
+
+    def query_without(self, *names: str) -> str:
+        """Return the query string with ``?`` and without these parameters, "" if none is left."""
+        left = urlencode([each for each in parse_qsl(self.query_string) if each[0] not in names])
+        return f"?{left}" if left else ""
 
     def form(self, name: str) -> str:
         """Return a field of the posted form, ``""`` if it is missing. Raises HTTPError 400 for a malformed form."""

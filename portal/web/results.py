@@ -29,6 +29,7 @@ _COOKIE = "result"
 _SECONDS = 300
 _VALUE = re.compile(rf"({'|'.join(ACTS)})(?:-({'|'.join(Effect)}))?\.([0-9a-f-]{{36}}\.[0-9]{{1,5}})", re.ASCII)
 _BATCH = re.compile(r"batch\.([0-9a-f-]{36})", re.ASCII)
+_NAME = re.compile(r"several|[0-9a-f-]{36}(?:\.[0-9]{1,5})?", re.ASCII)  # of what a form would have acted on
 _RULES = re.compile(rf"rules\.({'|'.join(Effect)})\.([0-9]{{1,3}})", re.ASCII)
 _BATCH_SECONDS = 24 * 3600  # it may take long, and is the way back to its page
 
@@ -41,6 +42,7 @@ class Result(NamedTuple):
     batch: UUID | None = None
     rules: tuple[str, int] | None = None  # the effect and number of the rules that were made
     effect: Effect | None = None  # of the rule that the same button was to make
+    undone: str = ""  # the `Row.name` of the message of a form that came after the session had ended, or "several"
 
 
 _NONE = Result("")
@@ -64,12 +66,26 @@ def keep_rules(pages: Pages, response: HTTPResponse, effect: Effect, count: int)
     pages.set_cookie(response, _COOKIE, f"rules.{effect}.{count}", _SECONDS)
 
 
+def check_undone(pages: Pages, request: Request) -> None:
+    """Raise a 303 to the same page if its address says that a form came after the session had ended.
+
+    The sign-in leads to such an address. The browser keeps what it says, for the next page.
+    """
+    if name := request.query("undone"):
+        response = pages.see_other(f"{request.path}{request.query_without('undone')}")
+        if _NAME.fullmatch(name):
+            pages.set_cookie(response, _COOKIE, f"undone.{name}", _SECONDS)
+        raise response
+
+
 def kept(request: Request) -> Result:
     """Return the result that the browser sent. Anybody can write it: it only names what is looked up."""
     value = request.cookie(_COOKIE) or ""
     match, batch, rules = _VALUE.fullmatch(value), _BATCH.fullmatch(value), _RULES.fullmatch(value)
     if rules is not None:
         return Result("", rules=(rules[1], int(rules[2])))
+    if value.startswith("undone.") and _NAME.fullmatch(value.removeprefix("undone.")):
+        return Result("", undone=value.removeprefix("undone."))
     if match is not None and (key := cursor(match[3])):
         return Result(match[1], key, effect=Effect(match[2]) if match[2] else None)
     try:

@@ -140,8 +140,13 @@ class Row:
         return self.viewer.language.short_moment(self.delivery.message.held_at, self.viewer.zone)
 
     @property
+    def held_day(self) -> str:
+        """The day on which it was held, without the year."""
+        return self.viewer.language.short_day(self.delivery.message.held_at, self.viewer.zone)
+
+    @property
     def held_time(self) -> str:
-        """The same without the day."""
+        """The time of the day at which it was held."""
         return self.viewer.language.time(self.delivery.message.held_at, self.viewer.zone)
 
     @property

@@ -76,7 +76,7 @@ class Selections:
         if request.form("undo"):
             undone = self._of(request.form("undo"), session)
             if undone.finished_at is None:
-                return self._result(undone, place)
+                return self._result(request, undone, place)
             batch = self._batches.undo(undone)
             return self._make(request, session, batch, place, is_small=len(batch.selection.keys) > 0)
         if request.form("do") in tuple(Effect):
@@ -85,7 +85,7 @@ class Selections:
         if wish is None:
             # The second form of a double click finds nothing left.
             made = self._batches.made(actor_of(request, session.recipient, "portal"), form_id(request, _FIELDS))
-            return self._result(made, place) if made else self._pages.see_other(f"/{place or '?'}&none=1")
+            return self._result(request, made, place) if made else self._pages.see_other(f"/{place or '?'}&none=1")
         found = wish.page.deliveries
         if wish.act is Act.REQUEST and not _is_small(wish.page):
             return self._pages.notice(
@@ -186,7 +186,7 @@ class Selections:
         found, number = wish.page.deliveries, request.language.number
         others = sum(each.message.tier is Tier.SPAM and right(each) is ReleaseRight.SELF for each in found)
         more = "+" if wish.page.next else ""
-        names = ("from", "form", "all", "shown", "only")
+        names = ("from", "form", "all", "shown", "rows", "only")
         return self._pages.page(
             request,
             "check",
@@ -208,11 +208,13 @@ class Selections:
         """Make a batch, run it now if it is small, and return the redirect to its result."""
         actor, form = actor_of(request, session.recipient, "portal"), form_id(request, _FIELDS)
         job = perform(self._pages, batch, actor, form, now=is_small)
-        return self._result(job, place)
+        return self._result(request, job, place)
 
-    def _result(self, job: Job, place: str) -> HTTPResponse:
-        """Return the redirect to the list, or to the page of a batch that is not finished."""
-        response = self._pages.see_other(f"/{place}" if job.finished_at else f"/jobs/{job.id}/{place}")
+    def _result(self, request: Request, job: Job, place: str) -> HTTPResponse:
+        """Return the redirect to the row of the list at which the reader goes on, or to the page of a batch that is not
+        finished."""
+        path = f"/{place}{_next_row(request, job)}" if job.finished_at else f"/jobs/{job.id}/{place}"
+        response = self._pages.see_other(path)
         keep_batch(self._pages, response, job.id)
         return response
 
@@ -250,6 +252,21 @@ class Selections:
 def _is_small(page: Page) -> bool:
     """Return whether a page has all deliveries, and few enough for a request to act on."""
     return page.next is None and len(page.deliveries) <= AT_ONCE
+
+
+def _next_row(request: Request, job: Job) -> str:
+    """Return the fragment of the first row below those that the form acts on, else of the last one above them; of the
+    newest message if a form beside the list restored it; "" without such a row."""
+    rows = [key for name in request.form("rows").split() if (key := cursor(name))]
+    if not rows:
+        batch = Batch.from_json(job.arguments)
+        restored = batch.selection.keys if batch.act is Act.RESTORE else ()
+        return f"#m-{name_of(max(restored))}" if restored else ""
+    ticked = request.form("only").partition(" ")[2] or " ".join(request.all_of_form("mail"))
+    acted = {key for name in ticked.split() if (key := cursor(name))}
+    first = next((number for number, key in enumerate(rows) if key in acted), 0)
+    left = [key for key in (*rows[first:], *reversed(rows[:first])) if key not in acted]
+    return f"#m-{name_of(left[0])}" if left else ""
 
 
 def listed(job: Job) -> list[DeliveryId]:

@@ -323,7 +323,7 @@ _KINDS = {
 }
 
 
-@pytest.mark.parametrize(("width", "highest"), [(390, 80), (900, 56), (1280, 56)])
+@pytest.mark.parametrize(("width", "highest"), [(320, 90), (390, 80), (900, 56), (1280, 56)])
 def test_rows_of_the_list_are_low(
     make_parts: Callable[..., Parts], tmp_path: Path, steered: Browser, width: int, highest: int
 ) -> None:
@@ -422,6 +422,7 @@ def test_the_list_is_read_out_by_headings_and_names(site: Site, steered: Browser
     for line in (
         'heading "Held" [level=1]',
         'checkbox "Select: Your order 4711"',
+        'heading "Your order 4711" [level=3]',
         'link "Your order 4711"',
         'button "Release : Your order 4711"',
         'link "Review : Scanned document"',

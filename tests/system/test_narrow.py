@@ -1,14 +1,17 @@
-"""The console on a phone: nothing needs scrolling sideways, and all of a message that a search finds is in sight."""
+"""On a phone nothing needs scrolling sideways, and what a row says is in sight: in the list, and in the console."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
+from itertools import product
 
 import pytest
 from playwright.sync_api import Browser
 
 from portal.assemble import Parts
 from portal.model.message import Symbol, Tier
+from portal.model.schedule import Preferences
 from tests.builders import ALICE
 from tests.system.local_site import local_site, sign_in
 from tests.system.samples import hold_samples
@@ -71,3 +74,38 @@ def test_pages_of_the_console_fit_a_small_phone(make_parts: Callable[..., Parts]
             page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
             assert page.evaluate("document.documentElement.scrollWidth") <= 320, path
         context.close()
+
+
+@pytest.mark.parametrize("order", ["newest", "likely"])
+@pytest.mark.parametrize("language", ["en", "de", "fr", "ar", "ja"])
+@pytest.mark.parametrize("width", [320, 390])
+def test_the_domain_of_a_sender_is_seen_in_the_list(
+    make_parts: Callable[..., Parts], browser: Browser, width: int, language: str, order: str
+) -> None:
+    """Also beside the longest button and a day in words: the name is cut before it."""
+    with local_site(make_parts) as site:
+        site.store.recipients.set_preferences(ALICE, Preferences(language=language))
+        senders = ('"Kontor Nord Versandhandel" <orders@kontor-nord.example>', "<lena.wagner@partner-firma.example>")
+        for tier, sender in product((Tier.SPAM, Tier.SUSPICIOUS, Tier.DANGEROUS), senders):
+            site.hold(tier, subject=f"Offer {tier}", header_from=sender, at=site.now - timedelta(days=9))
+        context = browser.new_context(viewport={"width": width, "height": 800})
+        sign_in(site, context)
+        page = context.new_page()
+        page.goto(f"{site.parts.settings.public_url}/?order={order}")
+        hosts = page.locator(".from .address bdi").evaluate_all(_SEEN)
+        assert len(hosts) == 6
+        assert all(hosts), "a domain is cut"
+        names = page.locator(".from .who").evaluate_all("all => all.map(one => one.scrollWidth > one.clientWidth)")
+        assert width > 320 or all(names), "the test needs a name that is cut"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        context.close()
+
+
+# Whether the last characters of each address, those of its domain, are in the box around it.
+_SEEN = """all => all.map(one => {
+    const domain = document.createRange(), text = one.lastChild, host = text.textContent.split("@").pop();
+    domain.setStart(text, text.length - host.length);
+    domain.setEnd(text, text.length);
+    const seen = domain.getBoundingClientRect(), box = one.parentElement.getBoundingClientRect();
+    return seen.width > 20 && seen.left >= box.left - 1 && seen.right <= box.right + 1;
+})"""

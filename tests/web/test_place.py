@@ -76,12 +76,35 @@ def test_an_act_on_several_messages_does_nothing_and_says_so(site: Site, do: str
     page = browser.follow(browser.post("/messages", form), "/").text
     assert "You were signed out, so nothing was changed." in page
     back = sign_in(site, browser)
-    page = browser.follow(back, "/").text
+    answer = browser.follow(back, "/")
+    page = browser.follow(answer, "/").text
     assert "You were signed out, so nothing was changed." in page
+    assert answer.header("Location") == f"/quarantine/{place}"
     assert (back.header("Location") or "").startswith(f"/quarantine/{place}")
     assert ('value="offer"' in page) == bool(place) and page.count('class="mail"') == 2
     assert {site.state(each) for each in mails} == {State.HELD}
-    assert "You were signed out" not in browser.get(f"/{place}").text
+    assert "You were signed out" not in browser.follow(answer, "/").text, "reloaded, or by a bookmark"
+
+
+def test_the_page_of_a_message_says_once_that_nothing_was_done(site: Site) -> None:
+    held, browser = site.hold(), site.signed_in(ALICE)
+    form = {"form_token": browser.form_token(), "from": f"messages/{held.id}"}
+    site.pass_time(days=2)
+    browser.post(f"/messages/{held.id}/delete", form)
+    answer = browser.follow(sign_in(site, browser), "/")
+    assert answer.header("Location") == f"/quarantine/messages/{held.id}/"
+    assert "You were signed out, so nothing was changed." in browser.follow(answer, "/").text
+    assert "You were signed out" not in browser.follow(answer, "/").text
+    assert site.state(held) is State.HELD
+
+
+@pytest.mark.parametrize("name", ["x", "%0d%0aX:%20y", "several%3B"])
+def test_an_address_with_another_name_says_nothing(site: Site, name: str) -> None:
+    site.hold()
+    browser = site.signed_in(ALICE)
+    answer = browser.get(f"/?undone={name}&q=offer")
+    assert answer.header("Location") == "/quarantine/?q=offer"
+    assert "You were signed out" not in browser.follow(answer, "/").text
 
 
 def keys(mails: list[Held]) -> str:

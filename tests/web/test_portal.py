@@ -480,9 +480,11 @@ def test_a_button_of_a_session_that_has_ended_does_nothing_and_keeps_the_place(s
     assert link
     back = other.post(link[0].decode(), {"pressed": "1"})
     assert back.header("Location") == f"/quarantine/?state=held&q=offer&undone={held.id}"
-    page = other.follow(back, "/").text
+    answer = other.follow(back, "/")
+    page = other.follow(answer, "/").text
     assert "You were signed out, so nothing was changed." in page
     assert 'value="offer"' in page and f"/messages/{held.id}/delete" in page
+    assert "You were signed out" not in other.follow(answer, "/").text, "reloaded, or by a bookmark"
     assert site.state(held) is State.HELD
 
 

@@ -535,6 +535,70 @@ def test_what_was_restored_before_a_killed_job_went_on_stays(site: Site, monkeyp
     assert [each.id for each in mails if site.state(each) is State.HELD] == [deleted[0].id]
 
 
+# ---- where the reader goes on
+
+
+def rows_of(page: str) -> list[str]:
+    return re.findall(r'<li id="(m-[^"]*)"', page)
+
+
+def goes_on_at(answer: Answer) -> str:
+    assert answer.status == 303, answer.text
+    return (answer.header("Location") or "").partition("#")[2]
+
+
+@pytest.mark.parametrize("order", ["newest", "likely"])
+@pytest.mark.parametrize(
+    ("ticked", "next"), [([0], 1), ([1, 2], 3), ([0, 2], 1), ([4], 5), ([5], 4), ([2, 5], 3), (range(6), None)]
+)
+def test_after_an_act_on_several_rows_the_reader_goes_on_below_the_first(
+    site: Site, order: str, ticked: list[int], next: int | None
+) -> None:
+    hold_many(site, 3)
+    for _ in range(3):  # in one row
+        site.hold(subject="Weekly offers", header_from="<a@weekly.example>")
+    for number in range(2):
+        site.hold(subject=f"Order {number * 7919}", header_from=f"<b@shop{number}.example>")
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/?order={order}").text
+    rows, boxes = rows_of(page), re.findall(r'name="mail" value="([^"]*)"', page)
+    assert len(rows) == len(boxes) == 6
+    answer = browser.post("/messages", {**hidden(page), "do": "delete", "mail": " ".join(boxes[n] for n in ticked)})
+    assert goes_on_at(answer) == ("" if next is None else rows[next])
+    left = browser.follow(answer, "/").text
+    assert rows_of(left) == [row for number, row in enumerate(rows) if number not in ticked]
+    # Then undone: the browser goes to the newest message that is back.
+    undo = re.search(r'name="undo" value="([^"]*)"', left)
+    assert undo
+    form = {"form_token": browser.form_token(), "from": "list", "undo": undo[1]}
+    assert goes_on_at(browser.post("/messages", form)) == max(rows[number] for number in ticked)
+
+
+def test_after_release_all_of_a_row_the_reader_goes_on_at_the_next(site: Site) -> None:
+    hold_many(site, 1)
+    for _ in range(3):
+        site.hold(subject="Weekly offers", header_from="<a@weekly.example>")
+    page = (browser := site.signed_in(ALICE)).get("/").text
+    only = re.search(r'name="only" value="(release [^"]*)"', page)
+    assert only
+    assert goes_on_at(browser.post("/messages", {**hidden(page), "only": only[1]})) == rows_of(page)[1]
+
+
+def test_after_a_question_the_reader_goes_on_at_the_same_row(site: Site) -> None:
+    hold_many(site, 2)
+    doubtful = site.hold(Tier.SUSPICIOUS, subject="Scanned document")
+    page = (browser := site.signed_in(ALICE)).get("/").text
+    question = browser.post("/messages", {**hidden(page), "do": "release", "mail": f"{doubtful.id}.0"}).text
+    answer = browser.post("/messages", {**hidden(question), "suspicious": "release"})
+    assert site.state(doubtful) is State.RELEASED and goes_on_at(answer) == rows_of(page)[1]
+
+
+def test_names_that_are_no_rows_lead_to_the_list(site: Site) -> None:
+    [held] = hold_many(site, 1)
+    answer = post(site.signed_in(ALICE), [held], "delete", rows='" x=1 //evil.example \r\nX:y')
+    assert answer.header("Location") == "/quarantine/"
+
+
 # ---- twice
 
 
