@@ -69,7 +69,7 @@ _LARGEST = {"px": 72, "pt": 54, "em": 1.5, "rem": 3, "%": 150}
 # Of a background picture the colour below it is kept. Nothing outranks the page's own styles.
 _LEFT_OUT = re.compile(r"url\([^()\\;]*+\)|!\s*+important", re.IGNORECASE)
 _PICTURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"GIF87a": "gif", b"GIF89a": "gif"}
-_REMOTE = re.compile(r"\s*(?:https?:|//)", re.IGNORECASE)
+_REMOTE = re.compile(r"(?:https?:|//)", re.IGNORECASE)
 _URL = re.compile(r"https?://([\w.-]+)(?::[0-9]{1,5})?(?=[/?#]|\Z)", re.IGNORECASE)
 _HOST = re.compile(r"[a-z0-9.-]+")
 _IGNORED_IN_URLS = re.compile(r"[\t\r\n]")  # by browsers (WHATWG URL, 4.4)
@@ -82,6 +82,7 @@ _VALUE = re.compile(r' ([a-z]+)="([^"]*)"')
 _LENGTH = re.compile(r"([0-9]{1,4})(?:px)?|[0-9]{1,3}%")
 _TINY = 4  # pixels: a smaller picture counts who reads the message, or is a space
 _BOX_HEIGHT = 120  # pixels at most of the box in place of a picture
+_NARROW = 100  # pixels: a narrower box has no room for the name of a host
 
 
 def formatted(receive: Callable[[int], bytes], seconds: Callable[[], float], until: float) -> dict[str, Any]:
@@ -152,12 +153,20 @@ class _Cleaner:
         return _style(value) if name == "style" else value
 
     def _picture(self, source: str) -> str | None:
+        """Return the `data:` URL of a picture of the message, and `cid:` with the host of one from the Internet.
+
+        Browsers load nothing from a `cid:`, so that a host in an attribute that `_shown` did not see loads nothing.
+        """
         if source[:4].lower() == "cid:":
             data = self._pictures.get(unquote(source[4:])) or ""
             self._left -= len(data)
             return data if data and self._left >= 0 else None
-        self.remote += bool(_REMOTE.match(source))
-        return None
+        url = _IGNORED_IN_URLS.sub("", source.strip(_AROUND_A_URL))
+        if not _REMOTE.match(url):
+            return None
+        self.remote += 1
+        host = _host_of(f"https:{url}" if url.startswith("//") else url)
+        return f"cid:{host}" if host else None
 
 
 def _style(value: str) -> str | None:
@@ -192,13 +201,17 @@ def _host_of(url: str) -> str:
 
 
 def _shown(picture: re.Match[str]) -> str:
-    """Return an `<img>` with a source as it is, and in place of others, which would look broken, a box with their text.
+    """Return an `<img>` with a source as it is, and in place of others, which would look broken, a box with their text
+    and the host that they would come from.
 
-    Nothing is left of the tiny ones. The box is as wide as the picture would be; only numbers get into its style.
+    Nothing is left of the tiny ones. The box is as wide as the picture would be; only numbers get into its style. A
+    narrow one has its host only for screen readers and pointers.
     """
     values = dict(_VALUE.findall(picture[1]))
-    if "src" in values:
+    source = values.get("src", "")
+    if source.startswith("data:"):
         return picture[0]
+    host = source.removeprefix("cid:")
     lengths = {name: _LENGTH.fullmatch(values.get(name, "").strip()) for name in ("width", "height")}
     pixels = [int(length[1]) for length in lengths.values() if length and length[1]]
     if pixels and min(pixels) < _TINY:
@@ -211,8 +224,13 @@ def _shown(picture: re.Match[str]) -> str:
     text = html.escape(html.unescape(values.get("alt", "")).strip())
     if not text and not style:
         return ""
-    named = f'role="img" aria-label="{text}"' if text else 'aria-hidden="true"'
-    return f'<span class="picture" {named} style="{style.lstrip(";")}">{text}</span>'
+    name = ", ".join(filter(None, (text, host)))
+    named = f'role="img" aria-label="{name}"' if name else 'aria-hidden="true"'
+    if host:
+        named += f' title="{host}"'
+        is_narrow = width and width[1] and int(width[1]) < _NARROW
+        text += "" if is_narrow else f' <span class="origin">{host}</span>'
+    return f'<span class="picture" {named} style="{style.lstrip(";")}">{text.strip()}</span>'
 
 
 def _with_hosts(cleaned: str) -> str:

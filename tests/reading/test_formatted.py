@@ -53,7 +53,9 @@ def test_hostile_html_is_left_with_nothing_that_runs_or_loads(payload: str) -> N
         if (tag, name) == ("a", "href"):
             assert value.startswith(("http://", "https://"))
         elif (tag, name) == ("span", "class"):
-            assert value in ("host", "link", "picture")
+            assert value in ("host", "link", "origin", "picture")
+        elif name in ("aria-label", "title"):
+            assert tag == "span"  # text, also if it is the name of a host
         else:
             assert not name.startswith("on") and name not in ("src", "srcset", "background", "id", "name"), (tag, name)
             assert "url(" not in value and "evil" not in value and "position" not in value, (name, value)
@@ -89,11 +91,12 @@ def test_pictures_from_the_internet_are_counted() -> None:
 @pytest.mark.parametrize(
     ("picture", "left"),
     [
-        ('<img src="http://x/1" alt="Spade &amp; &quot;fork&quot;">', ('Spade & "fork"', "")),
-        ('<img src="http://x/1" width="600" height=80 alt=Spade>', ("Spade", "width:600px;min-height:80px")),
-        ('<img src="http://x/1" width="100%" height=2000>', ("", "width:100%;min-height:120px")),
+        ('<img src="http://x/1" alt="Spade &amp; &quot;fork&quot;">', ('Spade & "fork" x', "")),
+        ('<img src="http://x/1" width="600" height=80 alt=Spade>', ("Spade x", "width:600px;min-height:80px")),
+        ('<img src="http://x/1" width="100%" height=2000>', ("x", "width:100%;min-height:120px")),
         ('<img src="cid:missing" alt="Logo" style="width:9px">', ("Logo", "")),
-        ('<img src="http://x/1" width="1;position:fixed" height="9)" alt="<b>x</b>">', ("<b>x</b>", "")),
+        ('<img src="http://x/1" width="1;position:fixed" height="9)" alt="<b>y</b>">', ("<b>y</b> x", "")),
+        ('<img src="http://x/1" width=99 alt=Fork>', ("Fork", "width:99px")),
         ('<img src="http://x/1" alt="">', None),
         ('<img src="http://x/1" width=1 height=1 alt="read">', None),
         ('<img src="http://x/1" width=600 height="1px">', None),
@@ -108,8 +111,33 @@ def test_a_picture_that_is_not_shown_is_a_box_with_its_alternative_text(
     boxes = [value for tag, name, value in found.values if (tag, name) == ("span", "style")]
     assert boxes == ([left[1]] if left else [])
     assert html.unescape(re.sub("<[^>]*>", "", markup)).strip() == (left[0] if left else "")
-    labels = [value for _, name, value in found.values if name == "aria-label"]
-    assert labels == ([left[0]] if left and left[0] else [])
+    names = [name for _, name, _ in found.values]
+    assert names.count("aria-label") == (left is not None)
+
+
+@pytest.mark.parametrize(
+    ("source", "host"),
+    [
+        ("https://pictures.example/1?a=<b>", "pictures.example"),
+        (" HT&#9;TP://Pictures.example:8080/1", "pictures.example"),
+        ("//pictures.example", "pictures.example"),
+        ("https://täst.example/", "xn--tst-qla.example"),
+        # What browsers read otherwise than people has no name.
+        ("https://bank.example@evil.example/", ""),
+        ("https:\\\\evil.example/", ""),
+        ("https://bank.example&quot; onload=alert(1)/", ""),
+        ("cid:bank.example", ""),
+        ("data:image/png;base64,x", ""),
+        ("/1", ""),
+    ],
+)
+def test_the_box_names_the_host_that_a_picture_would_come_from(source: str, host: str) -> None:
+    markup = made(f'<p><img src="{source}" alt="Spade" width=200></p>')["html"]
+    found = Found(markup)
+    assert found.tags == {"p", "span"}
+    assert re.sub("<[^>]*>", "", markup).strip() == f"Spade {host}".strip()
+    assert [value for _, name, value in found.values if name == "title"] == ([host] if host else [])
+    assert [value for _, name, value in found.values if name == "aria-label"] == [f"Spade, {host}" if host else "Spade"]
 
 
 @pytest.mark.parametrize(

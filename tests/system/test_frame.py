@@ -109,7 +109,8 @@ def test_pictures_and_links_in_the_portal(site: LocalSite, browser: Browser, out
         document = page.frames[1]
         assert document.evaluate("document.querySelector('img').naturalWidth") == 1
         assert document.evaluate("document.images.length") == 1, "browsers show pictures without a source as broken"
-        spade = "document.querySelector('.picture[aria-label=Spade]').getBoundingClientRect()"
+        spade = "document.querySelector('.picture[aria-label^=Spade]').getBoundingClientRect()"
+        assert "Spade 127.0.0.1" in inside.locator(".mail").inner_text()
         width, height = document.evaluate(f"[{spade}.width, {spade}.height]")
         assert width == 200 and 24 <= height <= 60
         assert document.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
