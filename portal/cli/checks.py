@@ -139,6 +139,9 @@ def addresses(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(True, "local_domains", ", ".join(map(shown_address, settings.local_domains)))
+    if not settings.site.name:
+        text = "not set: pages and mail do not name your organization, like phishing. Set a name people know"
+        yield Finding(None, "site.name", text)
     if not settings.site.contact:
         text = "not set: digests and pages name your mail administrator. Set whom recipients may ask"
         yield Finding(None, "site.contact", text)

@@ -513,6 +513,16 @@ def test_check_names_each_problem_and_how_to_repair_it(
     assert {f["what"] for f in findings if f["ok"] is False} >= {"relay", "public_url", "digest process"}
 
 
+def test_check_warns_if_mails_and_pages_do_not_say_whose_they_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("init")
+    values = {"site.name": "Example Company", "site.contact": "the help desk, help@example.org"}
+    for what, value in values.items():
+        said = {f["what"]: f for f in json.loads(run("check", "--json").output)}[what]
+        assert said["ok"] is None and said["said"].startswith("not set: ")
+        monkeypatch.setenv(f"QUARANTINE_{what.upper().replace('.', '__')}", value)
+    assert not values.keys() & {f["what"] for f in json.loads(run("check", "--json").output)}
+
+
 def test_check_names_a_key_file_that_depends_on_the_current_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
