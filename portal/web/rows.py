@@ -125,6 +125,11 @@ class Row:
         return self.delivery.message.tier is Tier.SUSPICIOUS
 
     @property
+    def is_spam(self) -> bool:
+        """True if it is unwanted at worst."""
+        return self.delivery.message.tier is Tier.SPAM
+
+    @property
     def has_attachment(self) -> bool:
         """True if it is known to have attachments."""
         return has_attachment(self.delivery.message)

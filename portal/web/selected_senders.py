@@ -14,7 +14,7 @@ from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
 from portal.model.errors import BadRule, TooManyRules
-from portal.model.message import Actor, ActorKind, Delivery
+from portal.model.message import Actor, ActorKind, Delivery, Tier
 from portal.model.rule import Effect, Rule
 from portal.model.text import N_
 from portal.policy.entry import senders_of
@@ -84,7 +84,9 @@ class SelectedSenders:
 
         ``is_cut``: these are the newest of more messages.
         """
-        groups = self._groups(deliveries)
+        # An allow rule has no effect on a message like the others, so the reader expects something else of it.
+        fit = [each for each in deliveries if effect is Effect.BLOCK or each.message.tier is Tier.SPAM]
+        groups = self._groups(fit)
         return self._pages.page(
             request,
             "senders",
@@ -96,7 +98,8 @@ class SelectedSenders:
             choices=self._choices(request, session, effect, groups[:_MAX]),
             more=max(0, len(groups) - _MAX),
             newest=len(deliveries) if is_cut else 0,
-            none=sum(not senders_of(each.message) for each in deliveries),
+            none=sum(not senders_of(each.message) for each in fit),
+            harmful=len(deliveries) - len(fit),
             error=error,
         )
 

@@ -273,6 +273,16 @@ def test_the_senders_to_choose_from(site: Site, overrides: dict[str, Any], sende
     assert ("This message names no sender." in page) is (not senders)
 
 
+@pytest.mark.parametrize("tier", list(Tier))
+@pytest.mark.parametrize("page", ["", "sender"])
+def test_a_message_that_may_be_harmful_offers_no_allow_rule(site: Site, tier: Tier, page: str) -> None:
+    held = site.hold(tier, recipients=[ALICE])
+    text = site.signed_in(ALICE).get(f"/messages/{held.id}/{page}").text
+    assert 'value="block">Always block<' in text
+    assert ('value="allow">Always allow<' in text) is (tier is Tier.SPAM)
+    assert ("Messages like this are held even if their sender is allowed." in text) is (tier is not Tier.SPAM)
+
+
 # ---- hints
 
 

@@ -676,6 +676,22 @@ def test_a_rule_that_cannot_be_made_is_not_offered(site: Site) -> None:
     assert site.store.rules.list([ALICE], 10, site.now) == []
 
 
+def test_allow_rules_are_not_offered_for_messages_that_may_be_harmful(site: Site) -> None:
+    [spam] = hold_many(site, 1)
+    harmful = [
+        site.hold(tier, recipients=[ALICE], header_from=f"{tier}@shop.example")
+        for tier in (Tier.SUSPICIOUS, Tier.DANGEROUS)
+    ]
+    browser = site.signed_in(ALICE)
+    page = post(browser, [spam, *harmful], "allow").text
+    assert re.findall(r"<legend><bdi>(.*?)</bdi>", page) == ["a0@example.net"]
+    assert "Left out, since they may be harmful: 2." in page
+    page = post(browser, [spam, *harmful], "block").text
+    assert page.count("<legend>") == 3 and "Left out" not in page
+    page = post(browser, harmful, "allow").text
+    assert "Left out, since they may be harmful: 2." in page and "<legend>" not in page
+
+
 def test_of_many_senders_those_of_most_messages_are_listed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     hold_many(site, 52)
     for _ in range(3):
