@@ -94,7 +94,7 @@ def test_pictures_and_links_in_the_portal(site: LocalSite, browser: Browser, out
         f'<p style="position:fixed;inset:0;background:red">Autumn</p><img src="cid:a"><img src="http://{outside.host}/x">'
         f'<img src="http://{outside.host}/y" alt="Spade" width=200>'
         f'<img src="http://{outside.host}/1" width=1 height=1>'
-        f'<a href="http://{outside.host}/link">https://bank.example</a>'
+        f'<a href="http://{outside.host}/link">https://bank.example<img src="//bank.example/x" alt=Go width=200></a>'
     )
     data = b"Content-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n" + html.encode()
     data += b"\r\n--b\r\nContent-Type: image/png\r\nContent-ID: <a>\r\nContent-Transfer-Encoding: binary\r\n\r\n" + PNG
@@ -104,7 +104,7 @@ def test_pictures_and_links_in_the_portal(site: LocalSite, browser: Browser, out
         page.on("console", lambda message: errors.append(message.text))
         page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/formatted")
         inside = page.frame_locator("iframe")
-        inside.get_by_text("3 pictures from the Internet are not shown.").wait_for()
+        inside.get_by_text("4 pictures from the Internet are not shown.").wait_for()
         assert inside.locator("img[src^='data:image/png']").count() == 1
         document = page.frames[1]
         assert document.evaluate("document.querySelector('img').naturalWidth") == 1
@@ -115,7 +115,9 @@ def test_pictures_and_links_in_the_portal(site: LocalSite, browser: Browser, out
         assert width == 200 and 24 <= height <= 60
         assert document.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert document.evaluate("getComputedStyle(document.querySelector('p.notice + div p')).position") == "static"
-        assert "https://bank.example [127.0.0.1]" in inside.locator(".mail").inner_text()
+        assert "https://bank.exampleGo [127.0.0.1]" in inside.locator(".mail").inner_text(), (
+            "the host of the link alone"
+        )
         box = page.locator("iframe").bounding_box()
         assert box and box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] < 844
         assert outside.connections == 0
