@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import Page
 
 _NODE = re.compile(r"""^ *- '?(?P<role>[a-z]+)(?: "(?P<name>(?:[^"\\]|\\.)*)")?(?P<states>(?: \[[^]]*\])*)""")
 _URL = re.compile(r"^ *- /url: (.*)$")
@@ -50,14 +50,15 @@ _TEXTS = r"""() => {
 
 
 class Axe:
-    """axe-core in the pages of a context. It judges the colours of texts with the same styles on three pages only."""
+    """axe-core in pages of a width. It judges the colours of texts with the same styles on three pages only."""
 
-    def __init__(self, context: BrowserContext) -> None:
-        context.add_init_script(f"if (window === top) {{ {AXE_SCRIPT} }}")
+    def __init__(self) -> None:
         self._judged: Counter[int] = Counter()
 
     def violations(self, page: Page) -> list[dict[str, Any]]:
         """Return the violations of axe's rules, and of those of colours in light and dark: no others depend on them."""
+        if page.evaluate("typeof axe === 'undefined'"):
+            page.evaluate(AXE_SCRIPT)
         others = {"rules": {name: {"enabled": False} for name in _COLOUR_RULES}}
         found: list[dict[str, Any]] = page.evaluate(_RUN, [None, others]) + self._colours(page)
         page.emulate_media(color_scheme="dark")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pyotp
 
-from digest.housekeeping import index_facets
+from digest.housekeeping import index_facets, run_mass_acts
 from digest.statistics import count_days
-from portal.model.message import Tier
+from portal.model.audit import Act, AuditEntry
+from portal.model.message import Actor, ActorKind, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
-from tests.builders import ALICE, BOB, BY_OPERATOR
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR
 from tests.system.stage import Stage, State
 
 
@@ -73,9 +74,66 @@ def _set_up_code(stage: Stage) -> None:
     stage.page.locator("code.key").wait_for()
 
 
+def _requested(stage: Stage) -> None:
+    sender = "Law <fax@law.example>"  # to Bob: nobody decides on their own requests
+    held = stage.site.hold(Tier.DANGEROUS, recipients=[BOB], subject="Fax from the lawyer", header_from=sender)
+    stage.site.parts.actions.request_release(held.id, 0, BY_LINK, reason="I wait for it.")
+    stage.go(f"admin/messages/{held.id}.0/")
+
+
+def _not_denied(stage: Stage) -> None:
+    stage.press("button[name=act][value=deny]")
+
+
+def _denied(stage: Stage) -> None:
+    stage.page.locator("#reason").fill("It has a virus.")
+    stage.press("button[name=act][value=deny]")
+
+
+def _domain_wrong(stage: Stage) -> None:
+    form = "form:has([name=key][value=retention_spam_days])"
+    stage.go("admin/domains?domain=example.org").locator(f"{form} [name=value]").fill("nonsense")
+    stage.press(f"{form} button")
+
+
+def _job_done(stage: Stage) -> None:
+    stage.site.pass_time(minutes=2)
+    run_mass_acts(stage.site.parts, stage.site.now)
+    stage.page.reload()
+
+
+def _needs_set_up_code(stage: Stage) -> None:
+    by_proxy = Actor(ActorKind.RECIPIENT, BOB, "proxy", "192.0.2.1")
+    stage.site.store.audit.record(AuditEntry.new(stage.site.now, Act.SIGNED_IN, by_proxy, BOB))
+    stage.show_to(BOB, "admin/second-factor")
+
+
+def _type_set_up_code(stage: Stage) -> None:
+    stage.site.parts.second_factors.make_set_up_code(ALICE, BY_LINK)
+    stage.sign_in()
+    stage.go("admin/")
+
+
+def _wrong_code(stage: Stage) -> None:
+    _factor_code(stage)
+    _type_wrong_code(stage)
+
+
+def _type_wrong_code(stage: Stage) -> None:
+    stage.page.locator("main [name=code]").first.fill("000000")
+    stage.press("main form button.main")
+
+
+def _locked(stage: Stage) -> None:
+    for _ in range(4):
+        _type_wrong_code(stage)
+
+
 CONSOLE = [
     State("console", "Search", "/admin/", _console),
     State("console-found", "Search for a symbol", "/admin/", lambda s: s.go("admin/?symbol=BAYES_SPAM&tier=spam")),
+    State("console-nothing", "A search that finds nothing", "/admin/", lambda s: s.go("admin/?symbol=NO_SUCH_SYMBOL")),
+    State("console-error", "A day that is not valid", "/admin/", lambda s: s.go("admin/?since=x")),
     State("console-groups", "Groups by symbol", "/admin/", lambda s: s.go("admin/?by=symbol")),
     State("console-message", "One message", "/admin/messages/ID/", _console_message),
     State(
@@ -103,15 +161,25 @@ CONSOLE = [
         "/admin/messages/ID/download",
         lambda s: s.go(f"admin/messages/{s.of(Tier.SUSPICIOUS).id}.0/download"),
     ),
+    State("console-requested", "A request for release", "/admin/messages/ID/", _requested),
+    State("console-not-denied", "*Deny* without a reason", "/admin/messages/ID/", _not_denied),
+    State("console-denied", "After *Deny*", "/admin/messages/ID/", _denied),
     State("console-requests", "Requests for release", "/admin/requests", lambda s: s.go("admin/requests")),
     State("console-mass-act", "Before an act on all that a search finds", "/admin/jobs/new", _mass_act),
     State("console-job", "After it was confirmed", "/admin/jobs/ID/", _console_job),
+    State("console-job-done", "After it has ended", "/admin/jobs/ID/", _job_done),
     State("console-jobs", "Actions on many messages", "/admin/jobs/", lambda s: s.go("admin/jobs/")),
     State(
         "console-recipient",
         "One recipient",
         "/admin/recipients/",
         lambda s: s.go("admin/recipients/?address=alice@example.org"),
+    ),
+    State(
+        "console-unknown",
+        "A recipient of whom nothing is stored",
+        "/admin/recipients/",
+        lambda s: s.go("admin/recipients/?address=nobody@example.org"),
     ),
     State("console-find", "Nobody is selected", "/admin/recipients/", lambda s: s.go("admin/recipients/")),
     State(
@@ -122,6 +190,7 @@ CONSOLE = [
     ),
     State("console-domains", "Domains", "/admin/domains", lambda s: s.go("admin/domains")),
     State("console-domain", "Values of a domain", "/admin/domains", lambda s: s.go("admin/domains?domain=example.org")),
+    State("console-domain-wrong", "A value that is not valid", "/admin/domains", _domain_wrong),
     State("console-statistics", "Statistics", "/admin/statistics", _statistics),
     State(
         "console-recipients",
@@ -140,4 +209,8 @@ CONSOLE = [
     State("console-set-up-code", "A set-up code, shown once", "/admin/staff", _set_up_code),
     State("console-audit", "Audit", "/admin/audit", lambda s: s.go("admin/audit")),
     State("api", "The API", "/api/v1/", lambda s: s.go("api/v1/")),
+    State("console-factor-wrong", "A code that is not valid", "/admin/second-factor", _wrong_code),
+    State("console-factor-locked", "Too many wrong codes", "/admin/second-factor", _locked),
+    State("console-factor-proof", "A mailed link is not enough", "/admin/second-factor", _needs_set_up_code),
+    State("console-factor-set-up", "The console asks for a set-up code", "/admin/second-factor", _type_set_up_code),
 ]

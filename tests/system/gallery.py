@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,7 +40,6 @@ WITHOUT = {
     "/preferences/digest/html": "the frame of the preview",
     "/sign-in/oidc/NAME": "leads to the provider",
     "/sign-in/oidc/NAME/callback": "leads on from the provider",
-    "/sign-in/password": "leads to the form",
     "/static/NAME": "a file",
 }
 LANGUAGES = ("en", "ar", "ja")
@@ -55,13 +55,19 @@ _VIEWS: list[tuple[str, str, int, Any]] = [
 ]
 
 
-def take(stage: Stage, language: str, folder: Path) -> None:
-    """Save a picture of each state, in the sizes and colours that the sheets show in this language."""
+def open_states(stage: Stage) -> Iterator[State]:
+    """Open all states one after the other."""
     for state in STATES:
         state.show(stage)
         path = urlsplit(stage.page.url).path.removeprefix("/quarantine")
         pattern = re.sub("[A-Z]{2,}", "[^/]+", re.escape(state.page))
         assert not state.page or re.fullmatch(pattern, path), f"{state.name}: {path}"
+        yield state
+
+
+def take(stage: Stage, language: str, folder: Path) -> None:
+    """Save a picture of each state, in the sizes and colours that the sheets show in this language."""
+    for state in open_states(stage):
         for number, (_, of_language, width, scheme) in enumerate(_VIEWS):
             if of_language == language:
                 stage.page.emulate_media(color_scheme=scheme)

@@ -20,21 +20,17 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from portal.assemble import Parts, assemble
 from portal.model.message import Symbol
-from portal.settings import load_from
 from tests.builders import ALICE
 from tests.system import gallery
 from tests.system.conftest import CHROMIUM
-from tests.system.local_site import LocalSite, local_site, part, read_mail, sign_in
+from tests.system.local_site import part, read_mail, sign_in
 from tests.system.mail_programs import show_in_word, show_without_sheets
 from tests.system.samples import hold_samples
-from tests.system.stage import Stage
+from tests.system.stage import site_in, stage_in
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL, PHONE, DESKTOP = 320, 390, 1000  # pixels wide
-# Nobody asks the mail server.
-COMPANY = {"proxy__secret": "p" * 32, "proxy__title": "Example Company", "imap__host": "127.0.0.1"}
 # Pictures of the digest by language: names, widths, colour schemes.
 DIGESTS = {
     "en": [
@@ -66,11 +62,8 @@ def main(folder: Path) -> None:
         take_tutorial(browser, folder)
         with tempfile.TemporaryDirectory() as parts:
             for language in gallery.LANGUAGES:
-                with (
-                    site_in(language, mail__admin_address="postmaster@example.org") as site,
-                    site_in(language, **COMPANY) as company,
-                ):
-                    gallery.take(Stage(site, company, language, browser), language, Path(parts))
+                with stage_in(language, browser) as stage:
+                    gallery.take(stage, language, Path(parts))
             gallery.make_sheets(browser, Path(parts), folder)
         browser.close()
     if folder == ROOT / "docs/images":
@@ -117,29 +110,6 @@ def take_tutorial(browser: Browser, folder: Path) -> None:
         sign_in(site, page.context)
         page.goto(site.parts.settings.public_url)
         save(page, folder / "readme-list.png")
-
-
-@contextmanager
-def site_in(language: str, **more: str) -> Iterator[LocalSite]:
-    """A portal on an empty store."""
-    with tempfile.TemporaryDirectory() as home:
-        made: list[Parts] = []
-
-        def make(**settings: Any) -> Parts:
-            environ = {f"QUARANTINE_{name.upper()}": str(value) for name, value in settings.items()}
-            made.append(assemble(load_from({"QUARANTINE_CONFIG": "/dev/null", **environ})[0], create=True))
-            return made[-1]
-
-        with local_site(
-            make,
-            store__url=f"files://{home}/store",
-            local_domains="example.org",
-            mail__from_address="quarantine@example.org",
-            digest__language=language,
-            **more,
-        ) as site:
-            yield site
-        made[0].store.close()
 
 
 @contextmanager

@@ -1,19 +1,25 @@
-"""A portal with mail, a browser, and the states that they can show, for pictures of pages."""
+"""A portal with mail, a browser, and the states that they can show: for pictures of pages, and for axe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyotp
 from playwright.sync_api import Browser, Page
 
+from portal.assemble import Parts, assemble
 from portal.model.links import Action
 from portal.model.message import Tier
+from portal.settings import load_from
 from portal.stores.records import Held
-from tests.builders import ALICE
-from tests.system.local_site import LocalSite, sign_in
+from tests.builders import ALICE, BOB
+from tests.imap_server import CERTIFICATE, ImapServer
+from tests.system.local_site import LocalSite, local_site, sign_in
 from tests.system.samples import hold_samples
 
 _HTML = b"""Content-Type: text/html; charset=utf-8\r\n\r\n<img src="https://offers.example/head.png" alt="Offers Weekly"
@@ -26,7 +32,11 @@ all offers</a></p><table><tr><td><img src="https://offers.example/spade.png" alt
 
 
 class Stage:
-    """A portal with mail in all states, one of a company that signs people in by a proxy, and the browser's page."""
+    """A portal with mail in all states, another one of a company, and the browser's page.
+
+    The company signs people in by a proxy or by password, has a role mailbox that Alice and Bob read, and lets
+    recipients report spam.
+    """
 
     def __init__(self, site: LocalSite, company: LocalSite, language: str, browser: Browser) -> None:
         self.site, self.company = site, company
@@ -46,9 +56,9 @@ class Stage:
 
     def _new_page(self, has_scripts: bool) -> Page:
         # Transitions between colours would be in the pictures.
-        context = self._browser.new_context(
-            locale=self.language, java_script_enabled=has_scripts, reduced_motion="reduce"
-        )
+        context = self._browser.new_context(locale=self.language, reduced_motion="reduce")
+        if not has_scripts:  # but axe can run
+            context.route(re.compile(r"/static/[^/]+\.js"), lambda route: route.abort())
         return context.new_page()
 
     def switch_on_scripts(self) -> None:
@@ -79,6 +89,18 @@ class Stage:
     def sign_in(self) -> None:
         sign_in(self.site, self.page.context)
 
+    def show_to(self, person: str, path: str) -> None:
+        """Open a page as another person. The next page is Alice's again."""
+        sign_in(self.site, self.page.context, person)
+        self.go(path)
+        self.sign_in()
+
+    def go_to_company(self, path: str) -> Page:
+        """Open a page of the company as Alice. Browsers send the session's cookie to both portals."""
+        sign_in(self.company, self.page.context)
+        self.page.goto(f"{self.company.parts.settings.public_url}/{path}")
+        return self.page
+
     def new(self, tier: Tier = Tier.SPAM, **facts: Any) -> Held:
         """Hold one more message to Alice."""
         return self.site.hold(tier, recipients=[ALICE], **facts)
@@ -88,10 +110,56 @@ class Stage:
 class State:
     """A page in one state. ``show`` opens it; later states build on what it did.
 
-    ``page``: its route as in tests/web/test_portal.py, "" for a mail. `gallery.take` compares it with the address.
+    ``page``: its route as in tests/web/test_portal.py, "" for mails and errors. `gallery.open_states` compares it with
+    the address.
     """
 
     name: str
     caption: str
     page: str
     show: Callable[[Stage], Any]
+
+
+@contextmanager
+def stage_in(language: str, browser: Browser) -> Iterator[Stage]:
+    with tempfile.NamedTemporaryFile("w") as aliases, closing(ImapServer()) as passwords:
+        aliases.write(f"info@example.org {ALICE}, {BOB}\n")
+        aliases.flush()
+        company = {
+            "proxy__secret": "p" * 32,
+            "proxy__title": "Example Company",
+            "imap__host": "127.0.0.1",
+            "imap__port": str(passwords.port),
+            "imap__ca_file": str(CERTIFICATE),
+            "people__alias_file": aliases.name,
+            "rspamd__url": "http://127.0.0.1:9",  # nobody asks it
+            "rspamd__learn": "agreed",
+        }
+        with (
+            site_in(language, mail__admin_address="postmaster@example.org") as site,
+            site_in(language, **company) as other,
+        ):
+            yield Stage(site, other, language, browser)
+
+
+@contextmanager
+def site_in(language: str, **more: str) -> Iterator[LocalSite]:
+    """A portal on an empty store."""
+    with tempfile.TemporaryDirectory() as home:
+        made: list[Parts] = []
+
+        def make(**settings: Any) -> Parts:
+            environ = {f"QUARANTINE_{name.upper()}": str(value) for name, value in settings.items()}
+            made.append(assemble(load_from({"QUARANTINE_CONFIG": "/dev/null", **environ})[0], create=True))
+            return made[-1]
+
+        with local_site(
+            make,
+            store__url=f"files://{home}/store",
+            local_domains="example.org",
+            mail__from_address="quarantine@example.org",
+            digest__language=language,
+            **more,
+        ) as site:
+            yield site
+        made[0].store.close()

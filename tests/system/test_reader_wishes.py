@@ -1,5 +1,4 @@
-"""What readers tell their systems: no motion, and colours of their own (forced colours). In Chromium, which can pretend
-both."""
+"""Tests for readers who want no motion, or colours of their own (forced colours). Chromium can pretend both."""
 
 from __future__ import annotations
 
