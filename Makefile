@@ -12,7 +12,7 @@ help:
 	@echo "make quick         the tests that need neither PostgreSQL nor other programs"
 	@echo "make test          the tests on both stores"
 	@echo "make install       .venv with everything"
-	@echo "make check         format, lint, types, direction of imports, version, words to avoid"
+	@echo "make check         format, lint, types, direction of imports, container files, version, words to avoid"
 	@echo "make check-english words that the prose avoids"
 	@echo "make catalogues    quarantine.pot and the catalogues from code and templates"
 	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
@@ -46,6 +46,8 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint deploy/container/Containerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/container/compose.yaml
 	$(BIN)/python -m tools.version
 	$(BIN)/python -m tools.english
 

@@ -1,5 +1,5 @@
-"""The Debian package on a new Debian: installed, used, upgraded, removed and purged. lintian finds nothing in it. The
-image runs without rights."""
+"""The Debian package on a new Debian: installed, used, upgraded, removed and purged. lintian finds nothing in it. Both
+images run without rights: of `make packages`, and of the Containerfile."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from email import message_from_bytes, policy
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -51,16 +52,22 @@ def layout(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def debian(layout: Path, tmp_path: Path) -> DebianRoot:
-    """A new Debian: the lower layer of the image."""
+@pytest.fixture(scope="module")
+def base(layout: Path) -> Path:
+    """An archive of a new Debian: the lower layer of the image."""
 
     def blob(descriptor: dict[str, str]) -> Path:
         return layout / "blobs" / descriptor["digest"].replace(":", "/")
 
     (manifest,) = json.loads((layout / "index.json").read_text())["manifests"]
     layers = json.loads(blob(manifest).read_text())["layers"]
-    root = DebianRoot(blob(layers[0]), tmp_path / "debian")
+    return blob(layers[0])
+
+
+@pytest.fixture
+def debian(base: Path, tmp_path: Path) -> DebianRoot:
+    """A new Debian."""
+    root = DebianRoot(base, tmp_path / "debian")
     root.pretend_systemd()
     return root
 
@@ -196,13 +203,66 @@ def test_man_pages_are_correct_and_bash_completes_commands(built: Built, debian:
     assert debian.run("bash", "-c", script) == "release\n"
 
 
-def test_the_image_runs_without_rights_and_writes_only_its_data(layout: Path, tmp_path: Path) -> None:
-    bundle, data, port = tmp_path / "bundle", tmp_path / "data", free_port()
+@contextmanager
+def built_by_containerfile(base: Path, home: Path) -> Iterator[Path]:
+    """Build an image by the Containerfile as those who have Docker do, and yield its files.
+
+    buildah needs no daemon. The new Debian stands for the image of the same release at docker.io.
+    """
+    storage = ("--root", home / "storage", "--runroot", home / "run", "--storage-driver", "vfs")
+    certificates = "/etc/ssl/certs/ca-certificates.crt"
+    (home / "pip.conf").write_text("[global]\ncert = /etc/certificates-of-the-host.crt\n")
+
+    def buildah(*words: object) -> str:
+        command = ["buildah", *storage, *words]
+        done = subprocess.run(list(map(str, command)), text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    debian = buildah("from", "scratch")
+    buildah("add", debian, base, "/")
+    buildah("commit", "--rm", debian, "docker.io/library/debian:bookworm-slim")
+    mounts = f"{home}/pip.conf:/etc/pip.conf:ro", f"{certificates}:/etc/certificates-of-the-host.crt:ro"
+    volumes = [word for mount in mounts for word in ("--volume", mount)]
+    file = DEPLOY / "container/Containerfile"
+    how = (
+        "--isolation",
+        "chroot",
+        "--network",
+        "host",
+        "--pull-never",
+        *volumes,
+        "--file",
+        file,
+        "--tag",
+        "quarantine",
+    )
+    buildah("build", *how, DEPLOY.parent)
+    try:
+        yield Path(buildah("mount", buildah("from", "--pull-never", "quarantine")))
+    finally:
+        buildah("unmount", "--all")
+
+
+@pytest.mark.parametrize("builder", ["make packages", "Containerfile"])
+def test_the_image_runs_without_rights_and_writes_only_its_data(
+    builder: str, layout: Path, base: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
     subprocess.run(["umoci", "--log=error", "unpack", "--image", f"{layout}:{__version__}", bundle], check=True)
-    root = bundle / "rootfs"
+    run = json.loads((bundle / "config.json").read_text())["process"]
+    if builder == "Containerfile":
+        with built_by_containerfile(base, tmp_path) as root:
+            check_container(root, run, tmp_path)
+    else:
+        check_container(bundle / "rootfs", run, tmp_path)
+
+
+def check_container(root: Path, run: dict[str, Any], home: Path) -> None:
+    """Start a container of these files, as the configuration of the image says, and post a message."""
+    data, port = home / "data", free_port()
     (root / "var/lib/quarantine").rename(data)
     (root / "var/lib/quarantine").mkdir()
-    run = json.loads((bundle / "config.json").read_text())["process"]
     user = f"--reuid={run['user']['uid']}", f"--regid={run['user']['gid']}", "--clear-groups", "--no-new-privs"
     container = [
         *("bwrap", "--ro-bind", root, "/", "--bind", data, "/var/lib/quarantine", "--tmpfs", "/tmp", "--proc", "/proc"),
@@ -212,7 +272,7 @@ def test_the_image_runs_without_rights_and_writes_only_its_data(layout: Path, tm
     ]
     command = [str(part) for part in container]
     subprocess.run([*command, "quarantine", "init"], check=True, stdout=subprocess.DEVNULL)
-    log = tmp_path / "log"
+    log = home / "log"
     with process([*command, *run["args"], "--http-socket", f"127.0.0.1:{port}"], log):
         url = f"http://127.0.0.1:{port}/quarantine"
         wait_for(lambda: http(f"{url}/healthz").status == 200, details=log.read_text)
