@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import http.client
 import json
 import os
@@ -11,12 +12,15 @@ import signal
 import socket
 import ssl
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlencode
 
 import pytest
 
+from portal.model.clock import utc_now
+from portal.stores import open_store
 from tests.system.mails import ALICE, SENDER, spam
 from tests.system.services import Nginx, Portal, Reply, folder, wait_for
 from tests.system.services import http as fetch
@@ -417,3 +421,24 @@ def test_what_browsers_write_into_the_headers_of_a_proxy_is_removed(other_portal
             return fetch(other_portal.nginx.public_url + "/sign-in/proxy", headers=headers).status == 303
 
         wait_for(signs_in)
+
+
+def test_an_action_leads_back_to_a_long_search(other_portal: Portal, needle: str) -> None:
+    """A letter of such a search takes up to 15 characters in an address, and Nginx reads 4 KiB of a head by default."""
+    search = urlencode({"q": f"{needle} " + "検" * 150, "sender": "索" * 200, "reason": "語" * 100})
+    with other_portal.running():
+        post(other_portal, spam(needle, {}), rcpt=json.dumps([ALICE]), symbols=symbols(1), score="20", action="reject")
+        id, site = meta(other_portal, needle)["id"], other_portal.nginx.public_url
+        with closing(open_store(other_portal.environment["QUARANTINE_STORE__URL"])) as store:
+            store.sign_ins.start_session(hashlib.sha256(b"secret").digest(), ALICE, utc_now())
+        signed_in = {"Cookie": "__Host-quarantine-session=secret", "Origin": site.removesuffix("/quarantine")}
+        page = fetch(f"{site}/messages/{id}/?{urlencode({'list': f'?{search}'})}", headers=signed_in)
+        assert page.status == 200
+        token = re.search(r'name="form_token" value="([^"]+)"', page.body.decode())
+        assert token
+        form = urlencode({"form_token": token[1], "from": f"message?{search}"}).encode()
+        answer = fetch(f"{site}/messages/{id}/delete", form, headers=signed_in)
+        assert answer.status == 303 and len(answer.headers["Location"]) > 6000
+        assert (
+            fetch(f"{site}/{answer.headers['Location'].partition('/quarantine/')[2]}", headers=signed_in).status == 200
+        )
