@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -178,6 +179,33 @@ def _command(name: str) -> click.Command:
     found = main.get_command(click.Context(main), name)
     assert found is not None, name
     return found
+
+
+def _commands(group: click.Command, context: click.Context) -> Iterator[tuple[str, click.Command]]:
+    """Yield all commands below a command, with their names as they are typed."""
+    if not isinstance(group, click.Group):
+        yield context.command_path, group
+        return
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield from _commands(command, click.Context(command, parent=context, info_name=name))
+
+
+def test_every_option_of_a_command_is_in_the_documents() -> None:
+    documents = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+    documented = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", documents))
+    commands = dict(_commands(main, click.Context(main, info_name="quarantine")))
+    assert {"quarantine list", "quarantine staff add"} <= set(commands)
+    missing = {
+        f"{command} {option}"
+        for command, found in commands.items()
+        for parameter in found.params
+        if isinstance(parameter, click.Option)
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option not in documented
+    }
+    assert not missing, sorted(missing)
 
 
 def test_commands_of_operators_in_the_documents_can_be_parsed() -> None:
