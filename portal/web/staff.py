@@ -105,7 +105,10 @@ class StaffPages:
 
     def _page(self, request: Request, staff: StaffSession, status: int = 200, error: str = "") -> HTTPResponse:
         known = self._staff.known()
-        grants = self._staff.all(known)
+        grants, by_role = self._staff.all(known), request.query("order") == "role"
+        listed = self._staff.visible(staff.member, grants)
+        if by_role:
+            listed = sorted(listed, key=lambda grant: [*Role].index(grant.role))
         choices = self._staff.may_be_given(staff.member)
         roles, hosts = dict.fromkeys(role for role, _ in choices), dict.fromkeys(host for _, host in choices)
         return self._console.page(
@@ -115,7 +118,8 @@ class StaffPages:
             status,
             result=_RESULT_TEXTS.get(request.query("done"), ""),
             error=error,
-            rows=[self._row(request, staff, grant) for grant in self._staff.visible(staff.member, grants)],
+            by_role=by_role,
+            rows=[self._row(request, staff, grant) for grant in listed],
             factors=self._factor_rows(staff, known, grants) if choices else [],
             days=_CODE_DAYS,
             roles=[(role.value, ROLE_NAMES[role], ROLE_SUMMARIES[role]) for role in roles],

@@ -104,6 +104,9 @@ class TokenPages:
         choices = self._pages.parts.staff.may_be_given(staff.member)
         roles, hosts = dict.fromkeys(role for role, _ in choices), dict.fromkeys(host for _, host in choices)
         typed = {name: shown(request.form(name), NAME_CHARACTERS) if error else "" for name in _FIELDS}
+        found, by_end = self._tokens.all(self._pages.now(), staff.member), request.query("order") == "end"
+        if by_end:  # those that have no effect any more are last
+            found = sorted(found, key=lambda each: (each[1] in (Status.EXPIRED, Status.REVOKED), each[0].expires_at))
         return self._console.page(
             request,
             staff,
@@ -112,7 +115,8 @@ class TokenPages:
             result=_RESULT_TEXTS.get(request.query("done"), ""),
             error=error,
             secret=secret,
-            rows=[self._row(request, staff, *found) for found in self._tokens.all(self._pages.now(), staff.member)],
+            by_end=by_end,
+            rows=[self._row(request, staff, *each) for each in found],
             roles=[(role.value, ROLE_NAMES[role]) for role in reversed(roles)],
             domains=[(host, shown_domain(host)) for host in sorted(hosts)],
             scopes=[(scope.value, text) for scope, text in _SCOPE_NAMES.items()],

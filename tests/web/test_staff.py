@@ -363,6 +363,20 @@ def test_an_auditor_sees_all_roles_and_has_no_form(site: Site) -> None:
     assert BOB in page and 'name="role"' not in page
 
 
+def test_roles_are_listed_by_address_or_by_role(site: Site) -> None:
+    for person, role in ((ALICE, Role.HELP_DESK), (BOB, Role.DOMAIN_ADMINISTRATOR), (MALLORY, Role.ADMINISTRATOR)):
+        host = "" if role is Role.ADMINISTRATOR else "example.org"
+        site.parts.staff.give(person, role, host, BY_OPERATOR)
+    browser = site.signed_in(MALLORY)
+
+    def names(query: str) -> list[str]:
+        found = re.findall(r'id="role-\d+"><strong><bdi>([^<]+)</bdi>', browser.get(f"/admin/staff{query}").text)
+        return [name for name in found if name in (ALICE, BOB, MALLORY)]
+
+    assert names("") == sorted((ALICE, BOB, MALLORY))
+    assert names("?order=role") == [MALLORY, BOB, ALICE]
+
+
 def test_roles_change_only_after_a_fresh_sign_in(site: Site) -> None:
     browser = sign_in(site, ADMINISTRATOR)
     site.pass_time(minutes=FRESH.total_seconds() / 60 + 1)

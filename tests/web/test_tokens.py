@@ -70,6 +70,24 @@ def test_a_token_is_created_shown_once_used_and_revoked(site: Site, caplog: pyte
     assert again.status == 400 and "This token was revoked before." in again.text
 
 
+def test_tokens_are_listed_newest_first_or_ending_first(site: Site) -> None:
+    browser = sign_in(site, ADMINISTRATOR)
+    for name, days in (("in a month", "30"), ("revoked", "1"), ("tomorrow", "2"), ("in a year", "365")):
+        secret_of(create(browser, name=name, days=days))
+        site.pass_time(minutes=1)
+        for token, _ in site.parts.tokens.all(site.now):
+            if token.name == "revoked":
+                browser.post(
+                    "/admin/tokens", {"form_token": browser.form_token(), "change": "revoke", "token": str(token.id)}
+                )
+
+    def names(query: str) -> list[str]:
+        return re.findall(r"<strong><bdi>([^<]+)</bdi>", browser.get(f"/admin/tokens{query}").text)
+
+    assert names("") == ["in a year", "tomorrow", "revoked", "in a month"]
+    assert names("?order=end") == ["tomorrow", "in a month", "in a year", "revoked"]
+
+
 def test_a_form_that_is_sent_twice_creates_one_token(site: Site) -> None:
     browser = sign_in(site, ADMINISTRATOR)
     page = browser.get("/admin/tokens").text
