@@ -16,10 +16,11 @@ from portal.model.message import Delivery, DeliveryId
 from portal.model.ranking import ranked
 from portal.stores.senders import known_senders
 from portal.web.auth.session import Sessions
-from portal.web.listing import RANKED_MAX, Listing, name_of
+from portal.web.listing import RANKED_MAX, Listing
 from portal.web.message import MessagePages
 from portal.web.pages import Pages
 from portal.web.request import Request
+from portal.web.rows import name_in_urls
 
 
 class Neighbours:
@@ -41,28 +42,31 @@ class Neighbours:
         if found is None:
             return self._pages.see_other(f"/{here}")
         query = f"?{urlencode({'list': here})}" if here else ""
-        return self._pages.see_other(f"/messages/{name_of(found)}/{query}")
+        # The address that the row has, so that browsers know it as opened.
+        role = self._pages.parts.people.is_role(found.recipient)
+        return self._pages.see_other(f"/messages/{name_in_urls(found, session.recipient, role=role)}/{query}")
 
     def _neighbour(
         self, delivery: Delivery, listing: Listing, recipient: str, way: str, request: Request
-    ) -> DeliveryId | None:
+    ) -> Delivery | None:
         reader = self._pages.parts.people.reader(recipient)
         criteria = listing.criteria(self._pages.viewer(request, recipient).zone)
         wanted, matching = listing.reader(reader), self._store.deliveries.matching
         if listing.is_ranked:
             others = [each for each in matching(wanted, criteria, RANKED_MAX).deliveries if each.key != delivery.key]
-            # The message itself may have been acted on: its place is the one that it would have.
-            groups = ranked([*others, delivery], known_senders(self._store, [reader]).get(reader.identity, ()))
-            order = list(chain.from_iterable((group.newest.key, *(o.key for o in group.others)) for group in groups))
+            # The message itself may have been acted on: its place is the one that it would have, also among equals.
+            newest = sorted([*others, delivery], key=lambda each: each.key, reverse=True)
+            groups = ranked(newest, known_senders(self._store, [reader]).get(reader.identity, ()))
+            order = list(chain.from_iterable((group.newest, *group.others) for group in groups))
             return _beside(order, delivery.key, way)
         id, number = key = delivery.key
         if way == "next":
             page = matching(wanted, criteria, 1, key)
         else:
             page = matching(wanted, criteria, 1, down_to=DeliveryId(id, number + 1))
-        return page.deliveries[0].key if page.deliveries else None
+        return page.deliveries[0] if page.deliveries else None
 
 
-def _beside(order: Sequence[DeliveryId], key: DeliveryId, way: str) -> DeliveryId | None:
-    place = order.index(key) + (1 if way == "next" else -1)
+def _beside(order: Sequence[Delivery], key: DeliveryId, way: str) -> Delivery | None:
+    place = [each.key for each in order].index(key) + (1 if way == "next" else -1)
     return order[place] if 0 <= place < len(order) else None

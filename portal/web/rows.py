@@ -241,7 +241,7 @@ def row(
     return Row(
         delivery=delivery,
         viewer=viewer,
-        name=f"{message.id}.{delivery.number}" if other else str(message.id),
+        name=name_in_urls(delivery, viewer.reader, role=role),
         sender=sender_shown(message),
         subject=shown(message.subject, 200),
         reasons=why(message),
@@ -254,6 +254,12 @@ def row(
         ends_at=ends_at,
         ends_in_days=_days_until(ends_at, now, viewer.zone) if ends_at and is_soon else None,
     )
+
+
+def name_in_urls(delivery: Delivery, reader: str, *, role: bool) -> str:
+    """Return the name of a delivery in the addresses of its pages. ``role``: it is for a role mailbox."""
+    is_own = delivery.recipient == reader and not role
+    return str(delivery.id) if is_own else f"{delivery.id}.{delivery.number}"
 
 
 def _days_until(at: datetime, now: datetime, zone: ZoneInfo) -> int:

@@ -103,6 +103,24 @@ def test_keys_select_act_undo_and_open(site: Site, page: Page) -> None:
     assert states(site, helds[:2]) == [State.HELD] * 2
 
 
+def test_keys_open_other_folders_and_delete_as_in_mail_programs(site: Site, page: Page) -> None:
+    *_, second, first = helds = hold(site, 4)
+    open_list(site, page, "?order=newest")
+    page.keyboard.press("j")
+    page.keyboard.press("#")
+    expect(page.locator("#status")).to_contain_text("Deleted")
+    assert states(site, [first, second]) == [State.DELETED, State.HELD]
+    for key, title in (("d", "Deleted"), ("r", "Released"), ("h", "Held")):
+        page.keyboard.press("g")
+        page.keyboard.press(key)
+        expect(page).to_have_title(re.compile(f"^{title} "))
+    for key in ("j", "g", "x", "d"):  # another key ends the way to a folder
+        page.keyboard.press(key)
+    expect(page.locator("#status")).to_contain_text("Deleted")
+    assert page.title().startswith("Deleted") and "state=deleted" not in page.url
+    assert states(site, helds) == [State.HELD, State.HELD, State.DELETED, State.DELETED]
+
+
 def test_keys_of_a_layout_without_latin_letters(site: Site, page: Page) -> None:
     hold(site, 2)
     open_list(site, page)

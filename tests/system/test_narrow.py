@@ -101,6 +101,22 @@ def test_the_domain_of_a_sender_is_seen_in_the_list(
         context.close()
 
 
+def test_links_of_a_job_are_high_enough_for_a_thumb(make_parts: Callable[..., Parts], browser: Browser) -> None:
+    with local_site(make_parts) as site:
+        for number in range(60):
+            site.hold(subject=f"Offer {number * 7919}", header_from=f"<a@n{number}.example>")
+        context = browser.new_context(viewport={"width": 390, "height": 800}, java_script_enabled=False)
+        sign_in(site, context)
+        page = context.new_page()
+        page.goto(f"{site.parts.settings.public_url}/?select=matching")
+        page.get_by_role("button", name="Delete selected").click()
+        for name in ("Stop refreshing", "Refresh automatically"):
+            box = page.get_by_role("link", name=name).bounding_box()
+            assert box and box["height"] >= 44, name
+            page.get_by_role("link", name=name).click()
+        context.close()
+
+
 # Whether the last characters of each address, those of its domain, are in the box around it.
 _SEEN = """all => all.map(one => {
     const domain = document.createRange(), text = one.lastChild, host = text.textContent.split("@").pop();

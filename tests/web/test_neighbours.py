@@ -131,3 +131,21 @@ def test_a_message_that_became_dangerous_is_not_sent_again(site: Site, relay: Sm
     assert "/again" not in browser.get(f"/messages/{held.id}/").text
     browser.post(f"/messages/{held.id}/again", {"form_token": browser.form_token()})
     assert len(relay.mails) == 1 and site.state(held) is State.RELEASED
+
+
+@pytest.mark.parametrize("path", ["/", "/?q=pear", "/?order=likely", "/?state=all&size=50"])
+def test_neighbours_have_the_addresses_of_their_rows(site: Site, path: str) -> None:
+    """Browsers show by its address which row was opened (`:visited`)."""
+    for number in range(3):
+        site.hold(subject=f"pear {number * 7919}", header_from=f"<a@n{number}.example>")
+    browser = site.signed_in(ALICE)
+    rows = [html.unescape(each) for each in re.findall(r'<a class="mail" href="([^"]+)"', browser.get(path).text)]
+    assert len(rows) == 3
+    page, found = browser.get(rows[0]), rows[:1]
+    for _ in range(2):
+        link = re.search(r'href="([^"]+)" rel="next"', page.text)
+        assert link
+        answer = browser.get(html.unescape(link[1]))
+        found.append(answer.header("Location") or "")
+        page = browser.follow(answer, "/")
+    assert found == rows

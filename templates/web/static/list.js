@@ -14,6 +14,7 @@
   let place = ""; // id of the row that had the focus last
   let sending = false;
   let chosen = null; // the row that a key selected to act on
+  let going = -Infinity; // when g was pressed, the first of two keys that open another folder
 
   const one = (selector, within = main) => within.querySelector(selector);
   const all = (selector, within = main) => [...within.querySelectorAll(selector)];
@@ -121,10 +122,13 @@
     o: (row) => row && one(".mail", row).click(),
     r: (row) => press("release", row),
     d: (row) => press("delete", row),
+    "#": (row) => press("delete", row),
+    g: () => { going = performance.now(); },
     u: () => one('.done [value="restore"], .done [name="undo"]')?.click(),
     "/": () => one('.search [name="q"]').select(),
     "?": () => card.showModal(),
   };
+  const folders = { h: "held", r: "released", d: "deleted" };
 
   function keyOf(event) {
     if (event.key.length > 1 || event.key < "\x7f") return event.key.toLowerCase();
@@ -141,9 +145,12 @@
     if (event.target.closest("input:not([type=checkbox]), select, textarea")) return;
     const row = document.activeElement.closest(".rows > li"), key = keyOf(event);
     if (key === "enter" && event.target === row) one(".mail", row).click(); // as on a link, so it cannot be switched off
-    if (!Object.hasOwn(keys, key) || !areKeysOn()) return;
+    const isSecond = performance.now() - going < 2000; // milliseconds
+    going = -Infinity;
+    if (!areKeysOn() || !Object.hasOwn(keys, key) && !(isSecond && Object.hasOwn(folders, key))) return;
     event.preventDefault();
-    if (!event.repeat || key === "j" || key === "k") keys[key](row, event.shiftKey);
+    if (isSecond && Object.hasOwn(folders, key)) one(`.views a[href*="state=${folders[key]}"]`).click();
+    else if (!event.repeat || key === "j" || key === "k") keys[key](row, event.shiftKey);
   });
   main.addEventListener("focusin", function (event) {
     place = event.target.closest(".rows > li")?.id || place;
