@@ -233,6 +233,14 @@ begin
     create index on session (method, method_subject) where method_subject <> '';
     create index on session (recipient);
 
+    create table kept_form (  -- posted after its session had ended, see SignIns.keep_form
+        recipient text primary key,
+        browser_sha256 bytea not null,
+        form text not null,
+        kept_at timestamptz not null
+    );
+    create index on kept_form (kept_at);
+
     create table announced_to (  -- readers notified of a delivery for another identity, or for one with several readers
         message_id uuid not null,
         number int not null,

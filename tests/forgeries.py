@@ -116,13 +116,13 @@ class Forger:
         """Return a forged token of the forms of a session."""
         links, wrong = self._links, self.random.choice([each for each in _PURPOSES if each != "form"])
         return self._one_of(
-            lambda: ("random", self._text(self.random.choice([43, 86]))),
-            lambda: ("changed", self._changed(links.form_token(session))),
-            lambda: ("another session", links.form_token(self._text(32))),
-            lambda: ("another key", self._others.form_token(session)),
+            lambda: ("random", self._text(self.random.choice([43, 86, 174]))),
+            lambda: ("changed", self._changed(links.form_token(session, ALICE))),
+            lambda: ("another session", links.form_token(self._text(32), ALICE)),
+            lambda: ("another key", self._others.form_token(session, ALICE)),
             lambda: ("another purpose", links._signer(wrong).get_signature(session).decode()),
             lambda: ("another purpose", self.token().partition(".")[2]),
-            lambda: ("no signature", self.random.choice(["", "A" * 43, "A" * 86, "A" * 85, session])),
+            lambda: ("no signature", self.random.choice(["", "A" * 43, "A" * 86, "A" * 174, session])),
         )
 
     def accepts_form_token(self, session: str, token: str) -> bool:

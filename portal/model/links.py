@@ -41,6 +41,7 @@ _READER_OCTETS = 8  # after these, if the delivery's recipient is not the reader
 TOKEN_PATTERN = r"(?:[A-Za-z0-9_-]{31}|[A-Za-z0-9_-]{42})\.[A-Za-z0-9_-]{43}"  # noqa: S105
 PLACEHOLDER_PATTERN = r"(?:x{31}|x{42})\.x{43}"
 _TOKEN = re.compile(TOKEN_PATTERN, re.ASCII)
+_SESSION_HASH_OCTETS = 16  # in the tokens of its forms
 _SIGNATURE_OCTETS = hashlib.sha256().digest_size
 _CLOCK_STEP = timedelta(minutes=5)  # a token's timestamp may be this far in the future
 _DEVICE_RECIPIENTS = 8  # the most recipients in one device cookie
@@ -223,30 +224,43 @@ class Links:
 
     # ---- forms of signed-in pages
 
-    def form_token(self, session: str) -> str:
-        """Return an anti-CSRF token for the forms of a session. ``session``: the secret value of its cookie.
+    def form_token(self, session: str, recipient: str) -> str:
+        """Return a token for the forms of a session: against CSRF, and to know whose forms they are after its end.
 
-        It is another one for each page: a random pad, and the signature masked with it. Pages are compressed and repeat
-        what was typed into a search, so the size of many pages with the same token would disclose it (BREACH).
+        ``session``: the secret value of its cookie. The token is another one for each page: a random pad, and masked
+        with it the hash of the session, the recipient and their signature. Pages are compressed and repeat what was
+        typed into a search, so the size of many pages with the same token would disclose it (BREACH).
         """
-        signature = urlsafe_b64decode(self._signer("form").get_signature(session) + b"=")
-        pad = secrets.token_bytes(len(signature))
-        return _b64(pad + _xor(pad, signature))
+        content = _session_hash(session) + recipient.encode()
+        octets = content + urlsafe_b64decode(self._signer("page").get_signature(content) + b"=")
+        pad = secrets.token_bytes(len(octets))
+        return _b64(pad + _xor(pad, octets))
 
     def form_token_fits(self, session: str, token: str) -> bool:
         """Return whether a form's token belongs to the session.
 
         Tokens without a mask are valid: pages of version 0.2 may still be open. They are never in a compressed page.
         """
-        try:
-            octets = urlsafe_b64decode(token + "==")
-        except ValueError:
-            return False
-        if _b64(octets) != token:
-            return False
-        pad, masked = octets[:_SIGNATURE_OCTETS], octets[_SIGNATURE_OCTETS:]
-        signature = _xor(pad, masked) if len(masked) == len(pad) else octets
-        return self._signer("form").verify_signature(session.encode(), _b64(signature))
+        octets = _canonical(token)
+        if len(octets) == _SIGNATURE_OCTETS:
+            return self._signer("form").verify_signature(session.encode(), token)
+        return hmac.compare_digest(self._form_content(octets)[:_SESSION_HASH_OCTETS], _session_hash(session))
+
+    def form_owner(self, token: str) -> str | None:
+        """Return the recipient of the session whose page had this token, also after the session has ended.
+
+        None for a token that this portal did not make, and for one of version 0.2, which does not have the recipient.
+        """
+        return self._form_content(_canonical(token))[_SESSION_HASH_OCTETS:].decode() or None
+
+    def _form_content(self, octets: bytes) -> bytes:
+        """Return what `form_token` signed, empty if nothing was signed."""
+        half = len(octets) // 2
+        if len(octets) % 2 or half <= _SIGNATURE_OCTETS:
+            return b""
+        unmasked = _xor(octets[:half], octets[half:])
+        content, signature = unmasked[:-_SIGNATURE_OCTETS], unmasked[-_SIGNATURE_OCTETS:]
+        return content if self._signer("page").verify_signature(content, _b64(signature)) else b""
 
     # ---- marks on messages that this portal sends: releases, digests and other messages of its own
 
@@ -298,6 +312,19 @@ def _unpacked_time(text: str) -> int:
 
 def _reader_hash(identity: str, key: bytes) -> bytes:
     return hashlib.blake2b(b"reader " + identity.encode(), key=key[:64], digest_size=_READER_OCTETS).digest()
+
+
+def _canonical(token: str) -> bytes:
+    """Return the octets of a token, empty if it is not spelled as `_b64` does."""
+    try:
+        octets = urlsafe_b64decode(token + "==")
+    except ValueError:
+        return b""
+    return octets if _b64(octets) == token else b""
+
+
+def _session_hash(session: str) -> bytes:
+    return hashlib.sha256(session.encode()).digest()[:_SESSION_HASH_OCTETS]
 
 
 def _xor(one: bytes, other: bytes) -> bytes:

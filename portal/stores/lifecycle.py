@@ -51,6 +51,7 @@ _FACTOR_PAUSE = timedelta(minutes=15)  # the first one; also by how much the clo
 _FACTOR_PAUSE_MAX = timedelta(days=1)
 SESSION_IDLE = timedelta(hours=12)
 SESSION_MAX = timedelta(days=7)
+FORMS_KEPT = timedelta(hours=1)  # posted without a session: long enough for a second sign-in mail
 STAFF_IDLE = timedelta(minutes=30)  # after a sign-in or a page of the console
 SESSION_USE_RECORDED = timedelta(minutes=1)  # the shortest interval between two records of a session's use
 
@@ -76,6 +77,7 @@ EXPIRING = (  # rows that a purge removes: table, key, column of the time, how l
     ("idempotency_key", "key_sha256", "begun_at", IDEMPOTENCY_KEPT),
     ("session", "session_sha256", "used_at", SESSION_IDLE),
     ("session", "session_sha256", "started_at", SESSION_MAX),
+    ("kept_form", "recipient", "kept_at", FORMS_KEPT),
     ("outbox", "id", "queued_at", MAIL_KEPT + LEASE),
     ("job", "id", "finished_at", JOBS_KEPT),
     ("vote", "id", "at", VOTES_KEPT),

@@ -50,7 +50,8 @@ class MessageActs:
         page, place = place_of(request.form("from"))
         to_message = f"/messages/{id}/" + (f"?{urlencode({'list': place})}" if place else "")
         back = f"/{place}" if page == "list" else to_message
-        recipient = self._sessions.of_form(request, f"{back}{'&' if '?' in back else '?'}undone={id}").recipient
+        again = f"{back}{'&' if '?' in back else '?'}undone={id}"
+        recipient = self._sessions.of_form(request, again, keeps=True).recipient
         delivery, effect = self._messages.delivery(recipient, id), None
         if act in _WITH_RULE:
             act, effect = self._with_rule(request, recipient, delivery, act)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl
@@ -20,9 +20,7 @@ from portal.model.domains import shown_address
 from portal.model.message import Delivery, DeliveryId, Reader, State, first_id, new_id
 from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.ranking import Section as Likelihood
-from portal.model.rights import ReleaseRight
 from portal.model.short_reasons import shortly
-from portal.model.text import N_
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import Counts, Page
 from portal.stores.search import NEWEST_MAX, needs_filtering
@@ -32,8 +30,9 @@ from portal.web.filters import filters
 from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, name_of, named_message
 from portal.web.pages import Pages
 from portal.web.request import Request
+from portal.web.reselection import Reselection, reselection
 from portal.web.results import check_undone, forget, kept
-from portal.web.rows import Row, Viewer
+from portal.web.rows import Row, Viewer, act, alert
 from portal.web.selection import BULK_ACTS, MORE_ACTS, listed, shown_batch
 
 _COUNTED = 1_000  # deliveries, for the numbers beside the links above the list
@@ -56,6 +55,7 @@ class ListRow:
     key: str
     others: Sequence[Row]
     keys: str  # of all of them, for the form
+    ticked: str  # those of them that are selected at first
     more: int  # others that the row does not name
     is_new: bool  # held since the last visit
     when: str
@@ -144,16 +144,20 @@ class Inbox:
         counts = self._store.deliveries.counts(
             reader, _COUNTED, senders=KNOWN_MAX if listing.is_ranked else 0, since=listing.cursor or new
         )
-        part = self._part(listing, reader, viewer, counts)
+        again = reselection(self._sessions.kept_form(request, session, is_shown=result.undone != ""))
+        part = self._part(listing, reader, viewer, counts, again.ceiling)
         if part is None:
             return self._pages.see_other(f"/{request.query_without('down_to', 'at')}")
         deliveries = [each for group in part.groups for each in (group.newest, *group.others[:_LISTED_OTHERS])]
         job = session.job if session.job and self._pages.batches.is_of_reader(session.job, session.recipient) else None
         named = listed(job) if job else [result.key] if result.key else []
         undone, number = named_message(result.undone)
-        acted = {key.message_id for key in named} | ({undone} if undone else set())
+        on_page = {each.key for group in part.groups for each in (group.newest, *group.others)}
+        acted = {key.message_id for key in (*named, *again.beside(on_page))} | ({undone} if undone else set())
         of = self._rows(request, reader, deliveries, acted)
         done = [of[key] for key in named if key in of]
+        sections = _sections(listing, part, of, since, viewer, self._pages.now(), again)
+        beside = again.names_beside(on_page, of, VIEWS[listing.view])
         response = self._pages.page(
             request,
             "list",
@@ -163,14 +167,17 @@ class Inbox:
             here=listing.query(select=""),
             views=_views(listing, counts, viewer),
             news=_news(listing, counts, since, viewer),
-            sections=_sections(listing, part, of, since, viewer, self._pages.now()),
+            sections=sections,
+            again=again,
+            beside=" ".join(beside),
+            selected=len(beside) + sum(len(each.ticked.split()) for section in sections for each in section.rows),
             bulk_acts=BULK_ACTS.get(listing.view, ()),
             more_acts=MORE_ACTS.get(listing.view, ()),
             reason_characters=REQUEST_REASON_CHARACTERS,
             form=new_id(),
             part=part,
             # Not where the result of an act is the news: the page would take more statements than it may.
-            elsewhere=[] if not part.is_empty or named else self._elsewhere(listing, reader, viewer, counts),
+            elsewhere=[] if not part.is_empty or acted else self._elsewhere(listing, reader, viewer, counts),
             sizes=SIZES,
             **filters(listing, reader, of.values(), viewer),
             ranked_max=RANKED_MAX,
@@ -207,8 +214,13 @@ class Inbox:
         rows = self._pages.rows(request, list(deliveries.values()), reader.identity, events)
         return {row.delivery.key: row for row in rows}
 
-    def _part(self, listing: Listing, reader: Reader, viewer: Viewer, counts: Counts) -> Part | None:
-        """Return the rows of a page; None: nothing is newer than the page, so it is to be the first one."""
+    def _part(
+        self, listing: Listing, reader: Reader, viewer: Viewer, counts: Counts, ceiling: DeliveryId | None
+    ) -> Part | None:
+        """Return the rows of a page; None: nothing is newer than the page, so it is to be the first one.
+
+        ``ceiling``: the newest message of all that match, if they were selected before.
+        """
         criteria = listing.criteria(viewer.zone)
         wanted = listing.reader(reader)
 
@@ -219,7 +231,7 @@ class Inbox:
             return _position(listing, counts, viewer, begin, number, total, is_whole=is_whole)
 
         if listing.selects_matching:
-            page = search(_COUNTED)
+            page = search(_COUNTED, DeliveryId(ceiling.message_id, ceiling.number + 1) if ceiling else None)
             found = page.deliveries[: listing.size]
             is_cut = len(page.deliveries) > len(found) or page.next is not None
             older = listing.older(found[-1].key, len(found)) if is_cut and found else None
@@ -384,6 +396,7 @@ def _sections(
     since: datetime | None,
     viewer: Viewer,
     now: datetime,
+    again: Reselection,
 ) -> list[Section]:
     """Return the rows under headings: days, or how likely a mistake is."""
     sections: list[Section] = []
@@ -398,6 +411,7 @@ def _sections(
             sections.append(Section(heading, not listing.is_ranked, part.counts.get(group.section, ""), []))
             last = kind
         row, key = of[group.newest.key], name_of(group.newest.key)
+        keys = " ".join((key, *(name_of(each.key) for each in group.others)))
         near = part.groups[number + 1 : number + 2] or part.groups[:number][-1:]
         sections[-1].rows.append(
             ListRow(
@@ -405,39 +419,15 @@ def _sections(
                 row=row,
                 key=key,
                 others=[of[each.key] for each in group.others[:_LISTED_OTHERS]],
-                keys=" ".join((key, *(name_of(each.key) for each in group.others))),
+                keys=keys,
+                ticked=again.ticked(keys) if again.names or again.ceiling else keys if listing.selects_all else "",
                 more=max(0, len(group.others) - _LISTED_OTHERS),
                 is_new=since is not None and held_at > since,
                 when=row.held_day if listing.is_ranked and day != today else row.held_time,
                 why=" · ".join(dict.fromkeys(_(shortly(each)) for each in row.main_reasons)),
-                alert=_alert(row, _),
-                act=_act(row),
+                alert=alert(row, _),
+                act=act(row),
                 next=name_of(near[0].newest.key) if near else "",
             )
         )
     return sections
-
-
-def _alert(row: Row, _: Callable[[str], str]) -> str:
-    """Return what a row of the list says in a line of its own."""
-    if row.declined:
-        return f"{_(N_('The release request was denied:'))} {row.reason}"
-    if row.reason and row.state is State.HELD:
-        return f"{_(N_('The last release failed:'))} {_(row.reason)}"
-    warning = _(row.sender.warning) if row.sender.warning else ""
-    if row.dangerous:
-        return " · ".join(filter(None, (_(N_("Possibly dangerous")), warning)))
-    if row.suspicious:
-        return f"{_(N_('Check first'))} · {warning}" if warning else _(N_("Check this message before you release it"))
-    return f"{_(N_('Caution:'))} {warning}" if warning else ""
-
-
-def _act(row: Row) -> str:
-    """Return the action of a row's button, "" if it has none; ``again``: a release of what was delivered already."""
-    if row.state in (State.HELD, State.BLOCKED):
-        return {ReleaseRight.SELF: "release", ReleaseRight.REQUEST: "ask"}.get(row.right, "")
-    if row.state is State.REQUESTED:
-        return "withdraw"
-    if row.state is State.PASSED and row.right is ReleaseRight.SELF:
-        return "again"
-    return "restore" if row.state is State.DELETED else ""

@@ -22,6 +22,7 @@ from portal.model.rule import Effect
 from portal.policy.entry import senders_of
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.policy.rulebook import HINTS
+from portal.web.auth.kept_form import NO_FORM
 from portal.web.auth.session import Sessions
 from portal.web.help_desk import QUESTION_CHARACTERS, asked_at, has_help_desk
 from portal.web.history import history
@@ -64,6 +65,8 @@ class MessagePages:
         events = self._store.deliveries.history(delivery.key)
         row = self._pages.row(request, delivery, session.recipient, events)
         result, may_report = kept(request), self._pages.parts.learning.counts(ActorKind.RECIPIENT)
+        typed = self._sessions.kept_form(request, session, is_shown=result.undone != "")
+        typed = typed if typed.path.startswith(f"/messages/{id}/") else NO_FORM
         made = self._made(delivery, result.effect, session.recipient) if result.key == delivery.key else None
         response = self._pages.page(
             request,
@@ -74,7 +77,9 @@ class MessagePages:
             act=result.act if result.key == delivery.key else "",
             undone=result.undone != "",
             here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
-            similar=self._similar(delivery, request) if made is None else "",
+            typed=typed,
+            # Not where the result of an act, or a kept form, is the news: the page would take more statements.
+            similar=self._similar(delivery, request) if made is None and not typed.path else "",
             **findings(delivery.message, request.language),
             view=view,
             views=self.views.links(delivery, access, shown.get("preview")),

@@ -183,9 +183,13 @@ class Pages:
         query = f"?{request.query_string}" if request.query_string else ""
         raise HTTPResponse(b"", 303, {"Location": f"{url}{quote(request.path)}{query}"})
 
+    def form_token_fits(self, request: Request, secret: str) -> bool:
+        """Return whether the form carries the anti-forgery token of the session with this secret."""
+        return self.parts.links.form_token_fits(secret, request.form("form_token"))
+
     def check_form_token(self, request: Request, secret: str) -> None:
-        """Raise 403 unless the form carries the anti-forgery token of the session with this secret."""
-        if not self.parts.links.form_token_fits(secret, request.form("form_token")):
+        """Raise 403 unless `form_token_fits`."""
+        if not self.form_token_fits(request, secret):
             raise self.notice(
                 request,
                 N_("This form is from an earlier session"),

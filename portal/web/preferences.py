@@ -8,7 +8,7 @@ been forwarded to others.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
 from functools import cache
@@ -112,11 +112,13 @@ class PreferencePages:
     def show(self, request: Request) -> HTTPResponse:
         """GET /preferences."""
         session = self._sessions.of(request)
-        return self.page(request, session.recipient, session=session)
+        kept = self._sessions.kept_form(request, session, is_shown=request.query("undone") != "")
+        fields = _parse_form(kept.get)[0] if kept.get("change") == "save" else None
+        return self.page(request, session.recipient, session=session, fields=fields)
 
     def act(self, request: Request) -> HTTPResponse:
         """POST /preferences."""
-        session = self._sessions.of_form(request, "/preferences")
+        session = self._sessions.of_form(request, "/preferences?undone=1", keeps=True)
         return self.change(request, session.recipient, back="/preferences", session=session)
 
     def page(
@@ -149,6 +151,7 @@ class PreferencePages:
             recipient=shown_address(recipient),
             good=good,
             said=result_text if status == 200 else "",
+            was_signed_out=session is not None and request.only_reads and request.query("undone") != "",
             stopped=language.moment(person.stopped_at, zone) if person.stopped_at else "",
             upcoming=language.moment(upcoming, zone) if upcoming else "",
             may_be_put_off=plan.only_wanted,
@@ -181,7 +184,7 @@ class PreferencePages:
         change, now, done, response = request.form("change"), self._pages.now(), "", None
         via = "portal" if session else "link"
         if change == "save":
-            fields, preferences = _parse_form(request)
+            fields, preferences = _parse_form(request.form)
             if fields.wrong:
                 return self.page(request, recipient, session=session, fields=fields, status=400)
             self._save(recipient, preferences)
@@ -294,15 +297,13 @@ def _fields_of(person: Person, plan: Plan) -> Fields:
     )
 
 
-def _parse_form(request: Request) -> tuple[Fields, Preferences]:
-    """Return the values of the posted form, and the preferences parsed from them."""
-    preset, schedule, timezone, language = (
-        request.form(n).strip() for n in ("preset", "schedule", "timezone", "language")
-    )
-    at = {f"at-{number}": request.form(f"at-{number}").strip() for number in range(1, MAX_TIMES + 1)}
+def _parse_form(field: Callable[[str], str]) -> tuple[Fields, Preferences]:
+    """Return the values of a posted form, and the preferences parsed from them. ``field``: returns a value by name."""
+    preset, schedule, timezone, language = (field(n).strip() for n in ("preset", "schedule", "timezone", "language"))
+    at = {f"at-{number}": field(f"at-{number}").strip() for number in range(1, MAX_TIMES + 1)}
     # Somebody who fills in fields that were empty means them, whatever radio button is still checked.
     is_own = preset not in (_DEFAULT, Schedule.NEVER, *_PRESETS)
-    if not is_own and not request.form("own"):
+    if not is_own and not field("own"):
         is_own = bool(schedule or any(at.values()))
     invalid, times = {}, set()
     for name, text in at.items() if is_own else ():
@@ -319,8 +320,8 @@ def _parse_form(request: Request) -> tuple[Fields, Preferences]:
             invalid[name] = shown(value, 40)
     shown_preset, notices, only_wanted = (
         _OWN if is_own else preset,
-        bool(request.form("notices")),
-        bool(request.form("only-wanted")),
+        bool(field("notices")),
+        bool(field("only-wanted")),
     )
     fields = Fields(shown_preset, schedule, tuple(at.values()), timezone, language, notices, only_wanted, invalid)
     days: str | None

@@ -71,6 +71,12 @@ class Request:
         values: list[str] = self._forms().getall(name)
         return values
 
+    def fields(self) -> list[tuple[str, str]]:
+        """Return all fields of the posted form, also those with the same name. Raises HTTPError 400."""
+        forms = self._forms()
+        pairs = [(name, value) for name in forms for value in forms.getall(name)]
+        return [(_from_utf8(name), _from_utf8(value)) for name, value in pairs]
+
     def file(self, name: str) -> bytes:
         """Return the content of a file of the posted form, empty if there is none. Raises HTTPError 400."""
         self._forms()
@@ -180,3 +186,8 @@ class Request:
             return True
         sends_user_gesture = "HTTP_SEC_CH_UA" in environ or "Firefox/" in environ.get("HTTP_USER_AGENT", "")
         return "HTTP_SEC_FETCH_SITE" in environ and not sends_user_gesture
+
+
+def _from_utf8(text: str) -> str:
+    """Return a text whose octets Bottle has decoded as Latin-1."""
+    return text.encode("latin-1").decode("utf-8", "replace")

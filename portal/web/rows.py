@@ -5,7 +5,7 @@ All functions are pure. The caller reads the required data from the store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -383,3 +383,28 @@ def _date(text: str, viewer: Viewer) -> str:
         return viewer.language.moment(at, viewer.zone) if at.tzinfo else text
     except (ValueError, OverflowError):
         return text
+
+
+def alert(row: Row, _: Callable[[str], str]) -> str:
+    """Return what a row of the list says in a line of its own."""
+    if row.declined:
+        return f"{_(N_('The release request was denied:'))} {row.reason}"
+    if row.reason and row.state is State.HELD:
+        return f"{_(N_('The last release failed:'))} {_(row.reason)}"
+    warning = _(row.sender.warning) if row.sender.warning else ""
+    if row.dangerous:
+        return " · ".join(filter(None, (_(N_("Possibly dangerous")), warning)))
+    if row.suspicious:
+        return f"{_(N_('Check first'))} · {warning}" if warning else _(N_("Check this message before you release it"))
+    return f"{_(N_('Caution:'))} {warning}" if warning else ""
+
+
+def act(row: Row) -> str:
+    """Return the action of a row's button, "" if it has none; ``again``: a release of what was delivered already."""
+    if row.state in (State.HELD, State.BLOCKED):
+        return {ReleaseRight.SELF: "release", ReleaseRight.REQUEST: "ask"}.get(row.right, "")
+    if row.state is State.REQUESTED:
+        return "withdraw"
+    if row.state is State.PASSED and row.right is ReleaseRight.SELF:
+        return "again"
+    return "restore" if row.state is State.DELETED else ""

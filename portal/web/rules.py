@@ -20,6 +20,7 @@ from portal.model.rule import Effect, Rule
 from portal.model.text import N_, shown
 from portal.policy.entry import senders_of
 from portal.policy.rulebook import HINTS
+from portal.web.auth.kept_form import NO_FORM
 from portal.web.auth.session import Session, Sessions
 from portal.web.message import MessagePages
 from portal.web.pages import Pages
@@ -115,7 +116,7 @@ class RulePages:
     def add(self, request: Request) -> HTTPResponse:
         """POST /rules: add a typed sender, or that of a message, then redirect (303) to the list with the result."""
         page = f"/messages/{name}/sender" if (name := request.form("message")) else "/rules"
-        session = self._sessions.of_form(request, page)
+        session = self._sessions.of_form(request, f"{page}?undone=1", keeps=True)
         reader = self._pages.parts.people.reader(session.recipient)
         effect, typed = request.form("effect"), request.form("sender")[:_SENDER_CHARACTERS]
         if effect not in tuple(Effect):
@@ -139,11 +140,12 @@ class RulePages:
 
     def act(self, request: Request, rule: str, change: str) -> HTTPResponse:
         """POST /rules/RULE/CHANGE: remove a rule or put it back, then redirect (303) to the list with the result."""
-        session = self._sessions.of_form(request, "/rules")
+        selection = Selection.of(request.form)
+        session = self._sessions.of_form(request, f"/rules{selection.query(undone='1')}", keeps=True)
         reader, rule_id = self._pages.parts.people.reader(session.recipient), parse_id(rule)
         if rule_id is None:
             raise NotFound("there is no such rule")
-        scope, selection = self._rulebook.own_by_id(reader, rule_id).scope, Selection.of(request.form)
+        scope = self._rulebook.own_by_id(reader, rule_id).scope
         if change == "restore":
             self._check_allowed(request, scope)
         actor = self._actor(request, session, scope)
@@ -168,6 +170,8 @@ class RulePages:
             form_token=session.form_token,
             row=self._pages.row(request, delivery, session.recipient),
             senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
+            was_signed_out=request.query("undone") != "",
+            chosen=self._sessions.kept_form(request, session, is_shown=request.query("undone") != "").get("sender"),
         )
 
     def _check_allowed(self, request: Request, recipient: str) -> None:
@@ -189,6 +193,7 @@ class RulePages:
         typed: str = "",
         error: str = "",
     ) -> HTTPResponse:
+        kept = NO_FORM if error else self._sessions.kept_form(request, session, is_shown=request.query("undone") != "")
         people = self._pages.parts.people
         reader = people.reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
@@ -209,7 +214,9 @@ class RulePages:
             if reader.shared.keys() - {session.recipient}
             else [],
             may_rule=request.policy.recipient_rules,
-            typed=shown(typed, _SENDER_CHARACTERS),
+            typed=shown(typed or kept.get("sender"), _SENDER_CHARACTERS),
+            mailbox=kept.get("recipient"),
+            was_signed_out=not error and request.query("undone") != "",
             error=error,
         )
 

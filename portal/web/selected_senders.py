@@ -106,7 +106,7 @@ class SelectedSenders:
     def add(self, request: Request) -> HTTPResponse:
         """POST /rules/senders: make the rules, then redirect (303) to the list of messages."""
         _, place = place_of(request.form("from"))
-        session = self._sessions.of_form(request, f"/{place}")
+        session = self._sessions.of_form(request, f"/{place}{'&' if place else '?'}undone=several", keeps=True)
         if request.form("effect") not in tuple(Effect):
             raise self._pages.notice(
                 request, N_("No action selected"), N_("Go back and press one of the buttons."), 400

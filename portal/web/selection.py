@@ -72,7 +72,8 @@ class Selections:
         Suspicious messages are released only after a page has shown their cautions, dangerous ones never.
         """
         _, place = place_of(request.form("from"))
-        session = self._sessions.of_form(request, f"/{place}{'&' if place else '?'}undone=several")
+        again = Listing.of_query(place).query(select="matching" if request.form("all") else "")
+        session = self._sessions.of_form(request, f"/{again}{'&' if again else '?'}undone=several", keeps=True)
         if request.form("undo"):
             undone = self._of(request.form("undo"), session)
             if undone.finished_at is None:

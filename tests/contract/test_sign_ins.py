@@ -392,3 +392,33 @@ def test_a_provider_ends_its_own_sessions_only(store: Store) -> None:
     assert left() == [b"2", b"3", b"4"]
     assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "alice-1"), later) == [(ALICE, 1)]
     assert left() == [b"3", b"4"]
+
+
+def test_a_form_is_kept_for_its_recipient_and_browser(store: Store, second: Store) -> None:
+    at, one, other = now(), b"one".ljust(32), b"other".ljust(32)
+    assert store.sign_ins.kept_form(ALICE, one, at) is None
+    store.sign_ins.keep_form(ALICE, one, "first", at)
+    store.sign_ins.keep_form(BOB, one, "Bob's", at)
+    assert second.sign_ins.kept_form(ALICE, one, at + 59 * MINUTE) == "first"
+    assert store.sign_ins.kept_form(ALICE, other, at) is None
+    assert store.sign_ins.kept_form(ALICE, one, at + HOUR) is None
+    store.sign_ins.forget_form(ALICE, other)
+    assert store.sign_ins.kept_form(ALICE, one, at) == "first"
+    store.sign_ins.keep_form(ALICE, other, "second", at)
+    assert store.sign_ins.kept_form(ALICE, one, at) is None
+    assert store.sign_ins.kept_form(ALICE, other, at) == "second"
+    store.sign_ins.forget_form(ALICE, other)
+    assert store.sign_ins.kept_form(ALICE, other, at) is None
+    assert store.sign_ins.kept_form(BOB, one, at) == "Bob's"
+
+
+def test_a_kept_form_is_removed_with_its_recipient_and_by_age(store: Store) -> None:
+    at, browser = now(), b"one".ljust(32)
+    store.sign_ins.keep_form(ALICE, browser, "form", at)
+    store.recipients.forget(ALICE, at)
+    assert store.sign_ins.kept_form(ALICE, browser, at) is None
+    store.sign_ins.keep_form(ALICE, browser, "form", at)
+    store.purge(at - DAY, at + 30 * MINUTE)
+    assert store.sign_ins.kept_form(ALICE, browser, at) == "form"
+    store.purge(at - DAY, at + 2 * HOUR)
+    assert store.sign_ins.kept_form(ALICE, browser, at) is None

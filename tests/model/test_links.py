@@ -333,7 +333,7 @@ def test_a_device_cookie_has_one_spelling() -> None:
 
 
 def test_a_form_token_has_one_spelling() -> None:
-    for other in respelled(LINKS.form_token("session one")):
+    for other in respelled(LINKS.form_token("session one", ALICE)):
         assert not LINKS.form_token_fits("session one", other), other
 
 
@@ -346,7 +346,7 @@ def test_a_mark_has_one_spelling_but_for_white_space() -> None:
 
 
 def test_every_page_has_another_form_token() -> None:
-    tokens = [LINKS.form_token("session one") for _ in range(100)]
+    tokens = [LINKS.form_token("session one", ALICE) for _ in range(100)]
     assert all(LINKS.form_token_fits("session one", token) for token in tokens)
     starts = range(0, len(tokens[0]) - 8, 8)
     pieces = {token[at : at + 8] for token in tokens for at in starts}
@@ -354,8 +354,8 @@ def test_every_page_has_another_form_token() -> None:
 
 
 def test_a_form_token_that_was_changed_does_not_fit() -> None:
-    token = LINKS.form_token("session one")
-    other = LINKS.form_token("session one")
+    token = LINKS.form_token("session one", ALICE)
+    other = LINKS.form_token("session one", ALICE)
     for at, letter in enumerate(token):
         changed = "A" if letter != "A" else "Q"
         assert not LINKS.form_token_fits("session one", token[:at] + changed + token[at + 1 :])
@@ -365,17 +365,28 @@ def test_a_form_token_that_was_changed_does_not_fit() -> None:
 
 
 def test_a_form_token_fits_its_session_only() -> None:
-    token = LINKS.form_token("session one")
+    token = LINKS.form_token("session one", ALICE)
     assert LINKS.form_token_fits("session one", token)
     assert not LINKS.form_token_fits("session two", token)
     assert not make(OTHER).form_token_fits("session one", token)
     assert make(NEW, OTHER).form_token_fits("session one", token)
 
 
+def test_a_form_token_names_its_recipient_to_this_portal() -> None:
+    for recipient in (ALICE, "a@b.example", "größe@example.org", "x" * 250 + "@example.org"):
+        assert LINKS.form_owner(LINKS.form_token("session one", recipient)) == recipient
+    token = LINKS.form_token("session one", ALICE)
+    assert make(NEW, OTHER).form_owner(token) == ALICE
+    assert make(OTHER).form_owner(token) is None
+    for at, letter in enumerate(token):
+        assert LINKS.form_owner(token[:at] + ("A" if letter != "A" else "Q") + token[at + 1 :]) is None
+
+
 @pytest.mark.parametrize("token", ["", "é", "x", "=", "\udce9", "\0", "A" * 43, "A" * 100_000])
 def test_a_strange_form_token_fits_nothing(token: str) -> None:
     assert not LINKS.form_token_fits("session one", token)
     assert not LINKS.form_token_fits("", token)
+    assert LINKS.form_owner(token) is None
 
 
 # ---- marks

@@ -183,7 +183,7 @@ SIGN_IN = [
         "sign-in-ended",
         "The session ended before a form was sent",
         "/sign-in",
-        lambda s: s.go("sign-in?ended=form"),
+        lambda s: s.go("sign-in?ended=kept"),
     ),
     State("sign-in-code", "After the request for a link", "/sign-in/code", request_link),
     State("sign-in-code-wrong", "A code that is not valid", "/sign-in/code", _wrong_code),

@@ -469,7 +469,7 @@ def test_a_button_of_a_session_that_has_ended_does_nothing_and_keeps_the_place(s
     site.pass_time(days=2)
     form = {"form_token": token, "from": "list?state=held&q=offer"}
     answer = browser.post(f"/messages/{held.id}/delete", form)
-    assert answer.header("Location") == "/quarantine/sign-in?ended=form"
+    assert answer.header("Location") == "/quarantine/sign-in?ended=kept"
     page = browser.follow(answer, "/").text
     assert "You were signed out, so nothing was changed." in page
     browser.post("/sign-in", {"address": ALICE})

@@ -358,3 +358,15 @@ class SignIns(ABC):
 
         Durable on return, and at once: every request looks its session up.
         """
+
+    @abstractmethod
+    def keep_form(self, recipient: str, browser_sha256: bytes, form: str, now: datetime) -> None:
+        """Keep a form that was posted after its session had ended, instead of the recipient's earlier one."""
+
+    @abstractmethod
+    def kept_form(self, recipient: str, browser_sha256: bytes, now: datetime) -> str | None:
+        """Return the recipient's form if this browser posted it, for `FORMS_KEPT`; None if there is none."""
+
+    @abstractmethod
+    def forget_form(self, recipient: str, browser_sha256: bytes) -> None:
+        """Remove what `kept_form` returns."""

@@ -79,6 +79,10 @@ ALTER TABLE session ADD COLUMN authenticated_at INTEGER;
 ALTER TABLE session ADD COLUMN factor_given INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX session_method ON session (method, method_subject) WHERE method_subject <> '';
 CREATE INDEX session_recipient ON session (recipient);
+CREATE TABLE kept_form (
+    recipient TEXT PRIMARY KEY, browser_sha256 BLOB NOT NULL, form TEXT NOT NULL, kept_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX kept_form_kept_at ON kept_form (kept_at);
 ALTER TABLE recipient ADD COLUMN stop_mailed_at INTEGER;
 ALTER TABLE recipient ADD COLUMN devices_valid_from INTEGER;
 ALTER TABLE recipient ADD COLUMN notices INTEGER NOT NULL DEFAULT 0;

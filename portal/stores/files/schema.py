@@ -188,6 +188,11 @@ CREATE INDEX session_used_at ON session (used_at);
 CREATE INDEX session_method ON session (method, method_subject) WHERE method_subject <> '';
 CREATE INDEX session_recipient ON session (recipient);
 
+CREATE TABLE kept_form (                -- posted after its session had ended, see SignIns.keep_form
+    recipient TEXT PRIMARY KEY, browser_sha256 BLOB NOT NULL, form TEXT NOT NULL, kept_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX kept_form_kept_at ON kept_form (kept_at);
+
 CREATE TABLE job (                      -- background jobs, see shared.jobs
     id BLOB PRIMARY KEY, kind TEXT NOT NULL, arguments TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
     address TEXT NOT NULL, created_at INTEGER NOT NULL,

@@ -70,6 +70,13 @@ MIGRATIONS: dict[int, LiteralString] = {
             add column factor_given boolean not null default false;
         create index on session (method, method_subject) where method_subject <> '';
         create index on session (recipient);
+        create table kept_form (
+            recipient text primary key,
+            browser_sha256 bytea not null,
+            form text not null,
+            kept_at timestamptz not null
+        );
+        create index on kept_form (kept_at);
         alter table recipient add column stop_mailed_at timestamptz, add column devices_valid_from timestamptz;
         alter table recipient
             add column notices boolean not null default false, add column notice_at timestamptz,

@@ -155,7 +155,7 @@ class SqlRecipients(Recipients):
 
     def forget(self, recipient: str, now: datetime) -> None:
         with self._engine.writing() as session:
-            for table in ("digest", "link_open", "sign_in", "session"):
+            for table in ("digest", "link_open", "sign_in", "session", "kept_form"):
                 session.execute(f"delete from {table} where recipient = :recipient", recipient=recipient)
             session.execute("delete from password_try where mailbox = :mailbox", mailbox=account(recipient))
             session.execute(_FORGET, recipient=recipient, now=now)

@@ -1,4 +1,4 @@
-"""Mailed sign-ins and sessions, in tables `sign_in` and `session`."""
+"""Mailed sign-ins, sessions and kept forms, in tables `sign_in`, `session` and `kept_form`."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ _COUNTS = "select " + ", ".join(  # in the order of `SignInLimits`
         "(select count(*) from sign_in where requested_for = :requested_for and created_at > :minute)",
     )
 )
+
+_OF_BROWSER = "where recipient = :recipient and browser_sha256 = :browser"
 
 GOES_ON = "used_at > :used and started_at > :started"
 
@@ -245,6 +247,26 @@ class SqlSignIns(SignIns):
         delete += " and session_sha256 <> :but" if but is not None else ""
         with self._engine.writing() as session:
             return session.execute(delete, recipient=recipient, only=only, but=but)
+
+    def keep_form(self, recipient: str, browser_sha256: bytes, form: str, now: datetime) -> None:
+        insert = (
+            "insert into kept_form (recipient, browser_sha256, form, kept_at)"
+            " values (:recipient, :browser, :form, :now) on conflict (recipient) do update"
+            " set browser_sha256 = excluded.browser_sha256, form = excluded.form, kept_at = excluded.kept_at"
+        )
+        with self._engine.writing(durable=False) as session:
+            session.execute(insert, recipient=recipient, browser=browser_sha256, form=form, now=now)
+
+    def kept_form(self, recipient: str, browser_sha256: bytes, now: datetime) -> str | None:
+        select = f"select form from kept_form {_OF_BROWSER} and kept_at > :since"
+        since = now - lifecycle.FORMS_KEPT
+        with self._engine.reading() as session:
+            row = session.one(select, recipient=recipient, browser=browser_sha256, since=since)
+        return row[0] if row else None
+
+    def forget_form(self, recipient: str, browser_sha256: bytes) -> None:
+        with self._engine.writing(durable=False) as session:
+            session.execute(f"delete from kept_form {_OF_BROWSER}", recipient=recipient, browser=browser_sha256)
 
 
 def session_limits(now: datetime) -> dict[str, Any]:

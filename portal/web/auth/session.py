@@ -20,8 +20,10 @@ from portal.model.errors import LinkInvalid
 from portal.model.message import identity, is_address, random_token
 from portal.model.text import N_, shown
 from portal.policy.staff import Member
+from portal.stores.lifecycle import FORMS_KEPT
 from portal.stores.records import MAILED_LINK, Job, Method, StartedSession
 from portal.web.auth.client import client_name
+from portal.web.auth.kept_form import NO_FORM, KeptForm, KeptForms
 from portal.web.exporter import allowed_peer
 from portal.web.pages import Pages, sha256
 from portal.web.request import Request
@@ -50,7 +52,7 @@ _DESTINATION = re.compile(
 )
 _DESTINATION_COOKIE = "destination"
 _OTHERS_LINK = "/?link=other"  # the list, which says that the link of a digest was for another recipient
-_DESTINATION_SECONDS = 15 * 60  # as long as a sign-in link is valid
+_DESTINATION_SECONDS = int(FORMS_KEPT.total_seconds())
 _ADDRESS_COOKIE = "address"
 _MAX_LISTED = 20  # all of them can be ended together
 
@@ -81,6 +83,7 @@ class Sessions:
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
         self._store = pages.parts.store
+        self._forms = KeptForms(pages)
 
     def of(self, request: Request, job_id: UUID | None = None) -> Session:
         """Return the session of this request. From now on the response uses the recipient's language, zone and domain.
@@ -93,18 +96,35 @@ class Sessions:
             raise self.to_sign_in(request, self.page_of(request), "yes" if request.cookie(_COOKIE) else "")
         return found[0]
 
-    def of_form(self, request: Request, page: str) -> Session:
+    def of_form(self, request: Request, page: str, *, keeps: bool = False) -> Session:
         """Return the session of a posted form, as `of` does. Raises 403 unless a page of that session sent it.
 
-        ``page``: what is shown after signing in if the session has ended. Nothing is done then.
+        ``page``: what is shown after signing in if the session has ended. Nothing is done then. ``keeps``: that page
+        has the form, and shows again what `kept_form` returns; its address has the parameter ``undone``.
         """
         self._pages.check_same_origin(request)
-        found = self._read(request)
+        found, owner = self._read(request), self._forms.owner(request) if keeps else None
         if found is None:
-            raise self.to_sign_in(request, page, "form")
+            if owner is None:
+                raise self.to_sign_in(request, page, "form")
+            # Somebody else who signs in here gets their own list, and not the page of this form.
+            response = self.keep_destination(self._pages.see_other("/sign-in?ended=kept"), page, owner)
+            raise self._forms.keep(request, owner, response)
         session, secret = found
+        if owner == session.recipient and not self._pages.form_token_fits(request, secret):
+            # The same person signed in again since then, in another tab.
+            response = self._pages.see_other(page if _DESTINATION.fullmatch(page) else "/")
+            raise self._forms.keep(request, owner, response)
         self._pages.check_form_token(request, secret)
+        self._forms.forget(request, session.recipient)
         return session
+
+    def kept_form(self, request: Request, session: Session, *, is_shown: bool) -> KeptForm:
+        """Return the form that this browser posted after a session of this recipient had ended, `NO_FORM` without one.
+
+        ``is_shown``: the sign-in led to this page. The store is only asked then.
+        """
+        return self._forms.of(request, session.recipient) if is_shown else NO_FORM
 
     def current(self, request: Request) -> Session | None:
         """Return the session of this request as `of` does, None if there is none."""
@@ -123,7 +143,7 @@ class Sessions:
         self._pages.use_recipient(request, recipient, stored.preferences)
         member = self._pages.parts.staff.member(recipient, stored.method.name, stored.grants)
         request.shows_console = bool(member.grants) and self.is_staff_network(request)
-        form_token = self._pages.parts.links.form_token(secret)
+        form_token = self._pages.parts.links.form_token(secret, recipient)
         session = Session(
             recipient,
             form_token,
@@ -247,6 +267,7 @@ class Sessions:
             found = self._read(request)
             if found is not None:  # first: if it fails, the repeated request finds the session, and is recorded
                 self._pages.record(request, Act.SIGNED_OUT, found[0].recipient)
+                self._forms.forget(request, found[0].recipient)
             self._store.sign_ins.end_session(sha256(secret))
         provider = found[0].method.name.removeprefix("oidc:") if found else ""
         settings = self._pages.parts.settings
@@ -288,9 +309,11 @@ class Sessions:
         log.info("sessions ended recipient=%s count=%d", recipient, count)
 
     def signed_out(self, response: HTTPResponse) -> HTTPResponse:
-        """Return a response that removes the cookies of the session, the typed address and `keep_destination`."""
+        """Return a response that removes the cookies of the session, the typed address, a kept form and
+        `keep_destination`."""
         for name in (_COOKIE, _ADDRESS_COOKIE):
             self._pages.set_cookie(response, name, "", 0)
+        self._forms.without_cookie(response)
         return self.without_destination(response)
 
 
