@@ -90,8 +90,9 @@ class LinkPages:
             return self._page(request, link, delivery, reader, autosubmit=False, done=done)
         opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
-            if self._is_signed_in(request, reader):
-                return self._pages.see_other(self._message_path(self._pages.row(request, delivery, reader)))
+            signed_in = self._signed_in(request)
+            if signed_in in self._pages.parts.people.readers(delivery.recipient):
+                return self._pages.see_other(self._message_path(self._pages.row(request, delivery, signed_in)))
             return self._show_mail(request, link, delivery, reader)
         autosubmit = self._may_autosubmit(request, link, delivery, person, opens)
         return self._page(request, link, delivery, reader, autosubmit=autosubmit)
@@ -257,7 +258,7 @@ class LinkPages:
 
     def _open(self, request: Request, recipient: str) -> HTTPResponse:
         """Return the page of *Open my quarantine*, with all methods to sign in."""
-        if self._is_signed_in(request, recipient):
+        if self._signed_in(request) == recipient:
             return self._pages.see_other(_list_path(request))
         methods = self._sign_in_page.methods_of_link(request)
         response = self._pages.page(request, "open", reader=shown_address(recipient), methods=methods)
@@ -270,11 +271,12 @@ class LinkPages:
         self._pages.check_user_gesture(request)
         return self._mailed.request_mail(request, reader, destination)
 
-    def _is_signed_in(self, request: Request, reader: str) -> bool:
+    def _signed_in(self, request: Request) -> str:
+        """Return who is signed in in this browser, "" if nobody is. The response stays that for the link's reader."""
         before = request.policy, request.language, request.zone
         session = self._sessions.current(request)
-        request.policy, request.language, request.zone = before  # of the reader: somebody else may be signed in
-        return session is not None and session.recipient == reader
+        request.policy, request.language, request.zone = before
+        return session.recipient if session else ""
 
     @staticmethod
     def _message_path(row: Row) -> str:

@@ -233,6 +233,25 @@ def test_a_page_of_many_mails_takes_few_queries(
 # ---- permissions
 
 
+def test_another_readers_link_leads_a_reader_of_the_role_to_that_message(site: Site, smtp: SmtpServer) -> None:
+    mail = held(site, INFO)
+    show = site.parts.links.url(Action.SHOW, mail.id, 0, site.now, ALICE).removeprefix("http://127.0.0.1:8080")
+    page = f"/quarantine/messages/{mail.id}.0/"
+    assert site.signed_in(BOB).get(show).header("Location") == page
+    assert site.signed_in(MALLORY).get(show).status == 200
+    for who, there in ((BOB, page), (MALLORY, "/quarantine/?link=other")):
+        browser = site.browser()
+        assert browser.get(show).status == 200
+        browser.post("/sign-in", {"address": who})
+        with site.store.outbox.sending(site.now) as sent:
+            assert sent
+            link = re.search(rb"/quarantine/sign-in/[\w-]+/", sent.mail.replace(b"=\r\n", b""))
+        assert link
+        answer = browser.post(link[0].decode(), {"pressed": "1"})
+        assert answer.header("Location") == there
+        assert browser.follow(answer, "/").status == 200
+
+
 def test_a_person_who_leaves_a_role_can_do_nothing_any_more(
     site: Site, smtp: SmtpServer, change: Callable[[str], None]
 ) -> None:

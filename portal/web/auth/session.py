@@ -16,7 +16,7 @@ from uuid import UUID
 from bottle import HTTPResponse
 
 from portal.model.audit import Act
-from portal.model.errors import LinkInvalid
+from portal.model.errors import LinkInvalid, NotFound
 from portal.model.message import identity, is_address, random_token
 from portal.model.text import N_, shown
 from portal.policy.staff import Member
@@ -25,6 +25,7 @@ from portal.stores.records import MAILED_LINK, Job, Method, StartedSession
 from portal.web.auth.client import client_name
 from portal.web.auth.kept_form import NO_FORM, KeptForm, KeptForms
 from portal.web.exporter import allowed_peer
+from portal.web.listing import named_message
 from portal.web.pages import Pages, sha256
 from portal.web.request import Request
 
@@ -50,6 +51,7 @@ _DESTINATION = re.compile(
     r"(?:\?[A-Za-z0-9_.~%=&+-]{1,2200})?",
     re.ASCII,
 )
+_MESSAGE = re.compile(r"/messages/([0-9a-f.-]+)/", re.ASCII)
 _DESTINATION_COOKIE = "destination"
 _OTHERS_LINK = "/?link=other"  # the list, which says that the link of a digest was for another recipient
 _DESTINATION_SECONDS = int(FORMS_KEPT.total_seconds())
@@ -193,10 +195,25 @@ class Sessions:
     def destination(self, request: Request, recipient: str) -> str:
         """Return the page that this browser opened before signing in or the second factor, "" if there is none.
 
-        ``recipient``: who signs in. If a link for another reader opened it, that is the recipient's own list.
+        ``recipient``: who signs in. If a link for another reader opened it, that is the recipient's own list, but for a
+        message that both may read, of a role mailbox.
         """
         page, reader = self.kept_destination(request)
-        return page if reader in ("", recipient) else _OTHERS_LINK
+        message = _MESSAGE.fullmatch(page)
+        if reader in ("", recipient) or (message and self._may_read(recipient, message[1])):
+            return page
+        return _OTHERS_LINK
+
+    def _may_read(self, recipient: str, name: str) -> bool:
+        """Return whether the recipient may read the message with this `Row.name`."""
+        message_id, number = named_message(name)
+        if message_id is None:
+            return False
+        try:
+            self._store.deliveries.get_for(self._pages.parts.people.reader(recipient), message_id, number)
+        except NotFound:
+            return False
+        return True
 
     def kept_destination(self, request: Request) -> tuple[str, str]:
         """Return the page and the reader that `keep_destination` kept in this browser, "" for each that is missing."""
