@@ -17,9 +17,10 @@ from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
 from portal.model.message import Tier
 from portal.model.schedule import Preferences
+from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import lifecycle
 from portal.web.auth.client import client_name
-from tests.builders import ALICE, BOB, MALLORY, digesting
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
 from tests.conftest import MakeParts
 from tests.statements import Statements
 from tests.web_client import ORIGIN, Answer, Browser, Site
@@ -830,3 +831,20 @@ def test_without_mailed_links_the_page_offers_none_and_no_mail_is_sent(make_part
     assert "<form" not in browser.get("/sign-in").text
     assert browser.post("/sign-in", {"address": ALICE}).header("Location") == "/quarantine/sign-in"
     assert sent(site) == []
+
+
+def test_sign_in_requests_take_the_same_statements_whoever_is_known(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes some of the time of the answer, which must not say who is known."""
+    statements = Statements(monkeypatch)
+    site = Site(make_parts())
+    site.hold(recipients=(ALICE,))
+    site.store.staff.give(Grant(MALLORY, Role.ADMINISTRATOR, EVERYWHERE, site.now, BY_OPERATOR))
+    sent = {}
+    for address in (ALICE, MALLORY, "nobody@example.org", "x@elsewhere.example"):
+        site.pass_time(minutes=11)
+        with statements.of() as found:
+            assert site.browser().post("/sign-in", {"address": address}).status == 303
+        sent[address] = [re.split(r"[^a-z_]", each.lower(), maxsplit=1)[0] for each in found]
+    assert len(sent[ALICE]) > 2 and list(sent.values()) == [sent[ALICE]] * 4, sent
