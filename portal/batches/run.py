@@ -47,6 +47,7 @@ from portal.model.errors import (
 from portal.model.message import Actor, Delivery, DeliveryId, EventKind, Reader, State, Tier
 from portal.model.record import record
 from portal.model.rights import ReleaseRight
+from portal.model.sender import needs_check
 from portal.people import Directory
 from portal.stores import Store
 from portal.stores.records import Job, Page
@@ -299,7 +300,7 @@ _METHODS: Mapping[Act, Callable[[Actions, UUID, int, Actor], Delivery] | None] =
 
 def _needs_confirmation(batch: Batch, delivery: Delivery) -> bool:
     """Return whether a batch must not release a delivery because its reader has not seen its cautions."""
-    return delivery.message.tier is Tier.SUSPICIOUS and delivery.key not in batch.confirmed
+    return needs_check(delivery.message) and delivery.key not in batch.confirmed
 
 
 def _id(form: UUID, actor: Actor, number: int) -> UUID:

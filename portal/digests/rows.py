@@ -18,7 +18,7 @@ from portal.model.message import Delivery, Tier
 from portal.model.ranking import CHECK_FIRST, Group, Section
 from portal.model.reasons import LIKE_SPAM, why
 from portal.model.rights import ReleaseRight
-from portal.model.sender import Sender, sender_shown
+from portal.model.sender import Sender, needs_check, sender_shown
 from portal.model.short_reasons import shortly
 from portal.model.text import N_, shown
 from portal.stores.records import Digest
@@ -54,10 +54,10 @@ class Row:
     score: str  # "" when not known
     threshold: str  # the score at which Rspamd withholds messages, "" when not known
     reasons: tuple[str, ...]  # in few words, to be translated
-    suspicious: bool  # the recipient should look before releasing it
+    needs_check: bool  # the recipient should look before releasing it
+    is_suspicious: bool  # not dangerous, and the sender has no warning: one sign is enough
     release: str  # link, "" if the recipient may not release it
     ask: str  # link to request a release, "" if the recipient may not
-    dangerous: bool
     show: str  # link
     others: int  # near duplicates; the links are for the newest message
     similar: str  # link to the page that lists all of them, "" if there are none
@@ -117,10 +117,10 @@ class Builder:
             score="" if message.score is None else locale.score(message.score),
             threshold="" if message.threshold is None else locale.threshold(message.threshold),
             reasons=self._reasons(group, sender.warning),
-            suspicious=message.tier is not Tier.SPAM,
+            needs_check=needs_check(message),
+            is_suspicious=message.tier is Tier.SUSPICIOUS and not sender.warning,
             release=release,
             ask=link(Action.REQUEST) if right is ReleaseRight.REQUEST else "",
-            dangerous=dangerous,
             show=link(Action.SHOW),
             others=len(group.others),
             similar=self._similar(delivery, release != "" and not dangerous) if group.others else "",
@@ -145,7 +145,7 @@ class Builder:
         found = [shortly(each) for each in long if each not in (warning, LIKE_SPAM)] or [shortly(long[0])]
         released = [_RELEASED_BEFORE] if group.wanted_before else []
         reasons = tuple(dict.fromkeys([*released, *found]))[:REASONS]
-        before = [CHECK_FIRST] if message.tier is Tier.SUSPICIOUS else []
+        before = [CHECK_FIRST] if message.tier is Tier.SUSPICIOUS and not warning else []
         line = " · ".join(map(self.locale.gettext, [*before, *reasons]))
         return reasons if cell_len(line) <= _REASON_COLUMNS else reasons[:1]
 

@@ -16,7 +16,7 @@ from publicsuffixlist import PublicSuffixList
 from portal.model import from_header
 from portal.model.domains import lower_case, punycode, to_ascii, to_unicode
 from portal.model.look_alikes import looks_alike
-from portal.model.message import Facts, Flag
+from portal.model.message import Facts, Flag, Message, Tier
 from portal.model.record import record
 from portal.model.text import N_, shown
 
@@ -112,6 +112,12 @@ def proof(message: Facts) -> Proof | None:
 def trusted(message: Facts) -> bool:
     """Return whether signs of trust may be shown: the message is authentic, and its From field gets no warning."""
     return authentic(message) and not sender_shown(message).warning
+
+
+def needs_check(message: Message) -> bool:
+    """Return whether a recipient should look at a message before releasing it: because of its tier, or because its From
+    field gets a warning."""
+    return message.tier is not Tier.SPAM or sender_shown(message).warning != ""
 
 
 def organizational_domain(host: str) -> str:

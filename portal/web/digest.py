@@ -21,6 +21,7 @@ from portal.model.links import Action, Link
 from portal.model.message import Delivery, DeliveryId, State, Tier, new_id
 from portal.model.ranking import ranked
 from portal.model.rights import ReleaseRight
+from portal.model.sender import needs_check
 from portal.stores.records import Digest, Job
 from portal.stores.senders import known_senders
 from portal.web.bulk import actor_of, confirmed_of, form_id, perform
@@ -100,7 +101,7 @@ class DigestPages:
             return self._pages.see_other(f"./?none=1&{group}")
         else:
             selection = Selection(tuple(each.key for each in chosen))
-            to_check = [each for each in chosen if each.message.tier is Tier.SUSPICIOUS]
+            to_check = [each for each in chosen if needs_check(each.message)]
             batch = Batch(Act(request.form("do")), selection, confirmed_of(request, to_check))
             is_checked = len(batch.confirmed) == len(to_check) or request.form("suspicious") == "leave"
             if batch.act is Act.RELEASE and not is_checked:

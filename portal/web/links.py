@@ -18,8 +18,9 @@ from bottle import HTTPResponse
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
 from portal.model.links import Action, Link
-from portal.model.message import Actor, Delivery, DeliveryId, State, Tier, identity
+from portal.model.message import Actor, Delivery, DeliveryId, State, identity
 from portal.model.rights import ReleaseRight
+from portal.model.sender import needs_check
 from portal.model.text import N_
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import LinkOpen, Person
@@ -119,7 +120,7 @@ class LinkPages:
             return self._mail_sign_in(request, reader, self._message_path(self._pages.row(request, delivery, reader)))
         undo = link.action is Action.DELETE and request.form("undo") == "1"
         pressed = undo or request.form("pressed") == "1"
-        if pressed and delivery.message.tier is not Tier.SPAM:
+        if pressed and needs_check(delivery.message):
             self._pages.check_user_gesture(request)
         if pressed or self._may_autosubmit(request, link, delivery, person, opens):
             actor = self._pages.actor(request, "link", delivery, reader)
@@ -180,7 +181,7 @@ class LinkPages:
         is_known_device = self._links.knows_device(cookie, person.recipient, person.devices_valid_from)
         if link.action is Action.DELETE:
             return is_known_device
-        if link.action is not Action.RELEASE or delivery.message.tier is not Tier.SPAM:
+        if link.action is not Action.RELEASE or needs_check(delivery.message):
             return False
         if self._pages.parts.domains.right(delivery) is not ReleaseRight.SELF:
             return False

@@ -20,7 +20,7 @@ from portal.model.message import RELEASABLE, Actor, ActorKind, Delivery, Event, 
 from portal.model.reasons import LIKE_SPAM, SCANS_IN_WORDS, description, explain, has_attachment, why
 from portal.model.rights import ReleaseRight
 from portal.model.rule import ScopeKind, scope_kind
-from portal.model.sender import Proof, Sender, proof, sender_shown
+from portal.model.sender import Proof, Sender, needs_check, proof, sender_shown
 from portal.model.short_reasons import shortly
 from portal.model.text import N_, shown
 
@@ -121,13 +121,18 @@ class Row:
 
     @property
     def suspicious(self) -> bool:
-        """True if the reader should look before releasing it."""
+        """True if it is suspicious."""
         return self.delivery.message.tier is Tier.SUSPICIOUS
 
     @property
     def is_spam(self) -> bool:
         """True if it is unwanted at worst."""
         return self.delivery.message.tier is Tier.SPAM
+
+    @property
+    def needs_check(self) -> bool:
+        """True if the reader should look before releasing it."""
+        return needs_check(self.delivery.message)
 
     @property
     def has_attachment(self) -> bool:

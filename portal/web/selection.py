@@ -17,6 +17,7 @@ from portal.model.errors import NotFound
 from portal.model.message import Delivery, DeliveryId, Reader, Tier, new_id
 from portal.model.rights import ReleaseRight
 from portal.model.rule import Effect
+from portal.model.sender import needs_check
 from portal.model.text import N_, shown
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import Job, Page
@@ -175,7 +176,7 @@ class Selections:
     def _needs_check(self, delivery: Delivery) -> bool:
         """Return True if the reader may release a message and should see its cautions before."""
         is_own = self._pages.parts.domains.right(delivery) is ReleaseRight.SELF
-        return is_own and delivery.message.tier is Tier.SUSPICIOUS
+        return is_own and delivery.message.tier is not Tier.DANGEROUS and needs_check(delivery.message)
 
     def _confirm(self, request: Request, session: Session, wish: _Wish, to_check: Sequence[Delivery]) -> HTTPResponse:
         """Return the page that shows the cautions of suspicious messages. Its buttons post the same form again.
@@ -185,7 +186,7 @@ class Selections:
         may_confirm = wish.page.next is None and len(to_check) <= _LISTED
         right = self._pages.parts.domains.right
         found, number = wish.page.deliveries, request.language.number
-        others = sum(each.message.tier is Tier.SPAM and right(each) is ReleaseRight.SELF for each in found)
+        others = sum(right(each) is ReleaseRight.SELF and not needs_check(each.message) for each in found)
         more = "+" if wish.page.next else ""
         names = ("from", "form", "all", "shown", "rows", "only")
         return self._pages.page(

@@ -20,6 +20,7 @@ from portal.stores.records import Digest
 from tests.builders import ALICE, BOB, MALLORY
 from tests.digests.test_compose import LINKS, NOW, RENDER, delivery, html_of, mail_of, right, signed, squeezed, text_of
 
+SUBJECTS = ("Plain", "Forged", "Macro", "Both")
 HEADING = re.compile(r"^={20}\n+(.+ \([\d,]+\))$", re.MULTILINE)
 
 
@@ -105,6 +106,23 @@ def test_answers_come_first_among_likely_mistakes() -> None:
         delivery(2, subject="Answer", score=20, symbols=(*signed(), REPLY)),
     )
     assert re.findall("^(Low|Answer)$", text_of(mail), re.MULTILINE) == ["Answer", "Low"]
+
+
+def test_a_message_that_needs_a_check_has_review_instead_of_release() -> None:
+    forged = '"boss@example.org" <x@example.net>'
+    mail = mail_of(
+        delivery(1, subject="Plain"),
+        delivery(2, subject="Forged", header_from=forged),
+        delivery(3, subject="Macro", verdict_tier=Tier.SUSPICIOUS),
+        delivery(4, subject="Both", verdict_tier=Tier.SUSPICIOUS, header_from=forged),
+    )
+    rows = {subject: text_of(mail).partition(f"\n{subject}\n")[2].partition("-----")[0] for subject in SUBJECTS}
+    assert [subject for subject in SUBJECTS if "Release to my inbox:" in rows[subject]] == ["Plain"]
+    assert [subject for subject in SUBJECTS if "Review:" in rows[subject]] == ["Forged", "Macro", "Both"]
+    assert [subject for subject in SUBJECTS if rows[subject].startswith("Check first · ")] == ["Macro"]
+    words = squeezed(html_of(mail).words)
+    assert words.count(" Release ") - words.count(" Release or delete several ") == 1 and words.count(" Review ") == 3
+    assert words.count("Caution: The display name shows a different address") == 2 and words.count("Check first ·") == 1
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_digest_holds_in_programs_with_few_styles(site: LocalSite, page: Page,
     check_text(page, width)
     name = site.parts.render.language_for(site.parts.settings.digest.language).gettext("Release")
     buttons = button_box(page, name)
-    assert len(buttons) == 7
+    assert len(buttons) == 6
     for area, link in zip(buttons, page.get_by_role("link", name=name, exact=True).all(), strict=True):
         row = link.locator("xpath=ancestor::tr[2]")
         box, facts = row.bounding_box(), row.locator("xpath=td[1]").bounding_box()
