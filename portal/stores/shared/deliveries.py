@@ -36,17 +36,11 @@ from portal.stores.shared import expiry
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.patterns import of_domains
-from portal.stores.shared.rows import WHERE_KEY, Rows, events, history, make_unannounced
+from portal.stores.shared.rows import WHERE_KEY, Rows, events, history, make_unannounced, mark_news
 from portal.stores.shared.session import Engine, Row, Session
 from portal.stores.span import Span
 
 log = logging.getLogger("quarantine.store")
-
-# Since now, not since it was held: a digest that was due at that time would be sent at once.
-_MARK_NEWS = (
-    "insert into recipient (recipient, address, news_since) values (:recipient, :address, :now)"
-    " on conflict (recipient) do update set news_since = coalesce(recipient.news_since, excluded.news_since)"
-)
 
 
 class SqlDeliveries(Deliveries):
@@ -280,7 +274,9 @@ class SqlDeliveries(Deliveries):
             if mails and (kind is not EventKind.REQUESTED or self._request_is_mailed(session, key, now)):
                 for mail in mails:
                     queue(session, mail, now)
-            return self._rows.record(session, key, Event(now, kind, actor, reason or detail))
+            moved_to = self._rows.record(session, key, Event(now, kind, actor, reason or detail))
+            mark_news(session, moved_to, now)
+            return moved_to
 
     def restore(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
         with self._engine.writing() as session:
@@ -299,15 +295,16 @@ class SqlDeliveries(Deliveries):
         state, since, reason = lifecycle.state_before([*_history(session, key), event])
         update = f"update delivery set state = :state, state_at = :at, reason = :reason {WHERE_KEY}"
         session.execute(update, key, state=state.value, at=since or event.at, reason=reason)
-        return self._rows.record(session, key, event)
+        returned = self._rows.record(session, key, event)
+        mark_news(session, returned, event.at)
+        return returned
 
     def reannounce(self, key: DeliveryId, actor: Actor, now: datetime, *, detail: str = "") -> Delivery:
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
             lifecycle.check_state(delivery, {State.HELD})
             make_unannounced(session, key)
-            address = lifecycle.address_of(delivery.recipient, delivery.address)
-            session.execute(_MARK_NEWS, recipient=delivery.recipient, address=address, now=now)
+            mark_news(session, replace(delivery, announced_at=None), now)
             return self._rows.record(session, key, Event(now, EventKind.REANNOUNCED, actor, detail))
 
     def record(
@@ -422,6 +419,7 @@ class SqlDeliveries(Deliveries):
             )
             if changed:
                 self._rows.note(session, delivery, Event(now, failed.kind, actor, failed.reason))
+                mark_news(session, replace(delivery, state=failed.state), now)
 
     def due_releases(self, now: datetime, limit: int) -> Sequence[DeliveryId]:
         free = self._outcomes.and_free("release_lease")

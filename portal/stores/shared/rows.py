@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from portal.model.errors import NotFound
 from portal.model.message import FACTS, Actor, Delivery, DeliveryId, Event, EventKind, Facts, Flag, Message, State, Tier
-from portal.stores import scans, symbols
+from portal.stores import lifecycle, scans, symbols
 from portal.stores.facets import FacetRow
 from portal.stores.journal import delivery_line
 from portal.stores.search import attachment_words, names_from, recipient_term, verdict_terms
@@ -24,6 +25,13 @@ MESSAGE = ("id", "tier", "scan", "attachments", *(COLUMN_OF.get(field, field) fo
 # The columns that `delivery_from` takes, after the message.
 DELIVERY = ("number", "recipient", "address", "state", "state_at", "reason", "attempts", "next_try_at", "announced_at")
 WHERE_KEY = "where message_id = :message_id and number = :number"  # of a `DeliveryId`
+# Since now, not since it was held: a digest that was due at that time would be sent at once. The row of a recipient who
+# has news is only read: a lock of it could wait for a digest that waits for the delivery.
+_MARK_NEWS = (
+    "insert into recipient (recipient, address, news_since) select :recipient, :address, :now"
+    " where not exists (select 1 from recipient where recipient = :recipient and news_since is not null)"
+    " on conflict (recipient) do update set news_since = coalesce(recipient.news_since, excluded.news_since)"
+)
 _KEY = "d.message_id = :message_id and d.number = :number and d.state <> 'expired'"
 _EVENT = "at, kind, actor, via, address, detail"
 # Of an event ``e``, which is joined by `OF_DELIVERY`.
@@ -219,6 +227,16 @@ def make_unannounced(session: Session, key: DeliveryId) -> None:
     """Record that no reader was notified of a delivery."""
     session.execute(f"update delivery set announced_at = null {WHERE_KEY}", key)
     session.execute(f"delete from announced_to {WHERE_KEY}", key)
+
+
+def mark_news(session: Session, delivery: Delivery, now: datetime) -> None:
+    """Record that a recipient has news if a delivery is held that no digest has announced.
+
+    For deliveries that are held again: those that were held days ago are not found by `find_news`.
+    """
+    if delivery.state is State.HELD and delivery.announced_at is None and delivery.recipient:
+        address = lifecycle.address_of(delivery.recipient, delivery.address)
+        session.execute(_MARK_NEWS, recipient=delivery.recipient, address=address, now=now)
 
 
 def columns(facts: Facts) -> dict[str, Any]:
