@@ -103,9 +103,11 @@ def _job_done(stage: Stage) -> None:
 
 
 def _needs_set_up_code(stage: Stage) -> None:
-    by_proxy = Actor(ActorKind.RECIPIENT, BOB, "proxy", "192.0.2.1")
-    stage.site.store.audit.record(AuditEntry.new(stage.site.now, Act.SIGNED_IN, by_proxy, BOB))
-    stage.show_to(BOB, "admin/second-factor")
+    carol, store, now = "carol@example.org", stage.company.store, stage.company.now
+    store.staff.give(Grant(carol, Role.AUDITOR, EVERYWHERE, now, BY_OPERATOR))
+    by_proxy = Actor(ActorKind.RECIPIENT, carol, "proxy", "192.0.2.1")
+    store.audit.record(AuditEntry.new(now, Act.SIGNED_IN, by_proxy, carol))
+    stage.go_to_company("admin/second-factor", carol)
 
 
 def _type_set_up_code(stage: Stage) -> None:

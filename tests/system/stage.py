@@ -95,9 +95,9 @@ class Stage:
         self.go(path)
         self.sign_in()
 
-    def go_to_company(self, path: str) -> Page:
-        """Open a page of the company as Alice. Browsers send the session's cookie to both portals."""
-        sign_in(self.company, self.page.context)
+    def go_to_company(self, path: str, person: str = ALICE) -> Page:
+        """Open a page of the company. Browsers send the session's cookie to both portals."""
+        sign_in(self.company, self.page.context, person)
         self.page.goto(f"{self.company.parts.settings.public_url}/{path}")
         return self.page
 
