@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from digest.news import find_old_news
 from digest.outcomes import FAILURES_IN_A_ROW
 from digest.stopping import Stopped, never, or_after
 from portal.assemble import Parts
@@ -283,7 +284,8 @@ def forget_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> 
 
 
 def daily(parts: Parts, now: datetime) -> None:
-    """Prepare the store for the coming days. If the clock can be trusted, purge messages past retention.
+    """Prepare the store for the coming days, and find news of any age. If the clock can be trusted, purge messages past
+    retention.
 
     Raises StoreUnavailable.
     """
@@ -291,6 +293,7 @@ def daily(parts: Parts, now: datetime) -> None:
     parts.store.prepare_days(now, retention_days)
     expire(parts, now, all_of_them=True)
     parts.store.facets.recheck()
+    find_old_news(parts, now)
     if clock_is_trusted(parts.store, now):
         purged = parts.store.purge(removal_time(parts.store, now) - timedelta(days=retention_days), now)
         parts.store.statistics.expire((now - _STATISTICS_KEPT).date())

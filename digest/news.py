@@ -99,7 +99,7 @@ def _apply_changed_file(parts: Parts, now: datetime, applied: AppliedAliases) ->
     version = parts.people.names().version
     if not parts.people.text() or version == applied.version or notes.ALIASES.get(parts.store) == version:
         return
-    _find_news(parts, now - timedelta(days=parts.domains.longest_retention_days))
+    find_old_news(parts, now)
     stopped = _restore_opt_outs(parts)
     after = ""
     while people := parts.store.recipients.records(after, PAGE):
@@ -194,6 +194,15 @@ def find_news(parts: Parts, now: datetime, *, applied: AppliedAliases | None = N
         ]:
             pass_news_on(parts, recipient)
     return found
+
+
+def find_old_news(parts: Parts, now: datetime) -> int:
+    """Mark recipients as `find_news` does, for messages of any age. Return how many were marked.
+
+    `rows.mark_news` reads the mark and does not lock it, so a digest that is recorded at the same time can clear it.
+    Raises StoreUnavailable.
+    """
+    return _find_news(parts, now - timedelta(days=parts.domains.longest_retention_days))
 
 
 def _find_news(parts: Parts, since: datetime) -> int:

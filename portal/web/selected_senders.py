@@ -84,7 +84,7 @@ class SelectedSenders:
 
         ``is_cut``: these are the newest of more messages.
         """
-        # An allow rule has no effect on a message like the others, so the reader expects something else of it.
+        # An allow rule does not deliver suspicious or dangerous messages, so their senders are left out.
         fit = [each for each in deliveries if effect is Effect.BLOCK or each.message.tier is Tier.SPAM]
         groups = self._groups(fit)
         return self._pages.page(

@@ -181,7 +181,7 @@ class Selections:
     def _confirm(self, request: Request, session: Session, wish: _Wish, to_check: Sequence[Delivery]) -> HTTPResponse:
         """Return the page that shows the cautions of suspicious messages. Its buttons post the same form again.
 
-        Only if it shows all of them, the reader may release them.
+        The reader may release them only if the page shows all of them.
         """
         may_confirm = wish.page.next is None and len(to_check) <= _LISTED
         right = self._pages.parts.domains.right

@@ -16,7 +16,7 @@ from portal.batches.parallel import retry_due
 from portal.cli import checks
 from portal.model.links import Action
 from portal.model.message import DeliveryId, State
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
 from tests.web.test_exporter import post
@@ -213,6 +213,14 @@ def test_mail_files_deleted_by_cron_leave_pages_digests_and_commands_working(
     assert smtp.mails == []
     for days in (1, 2):
         housekeeping.daily(site.parts, site.now + timedelta(days=days))
+
+
+def test_what_nobody_was_notified_of_is_found_once_a_day_however_old_it_is(site: Site) -> None:
+    hold(site.store, recipients=[ALICE], announce=(), at=site.now - timedelta(days=5))
+    news.find_news(site.parts, site.now)
+    assert not list(site.store.recipients.unscheduled(10))
+    housekeeping.daily(site.parts, site.now)
+    assert [person.recipient for person in site.store.recipients.unscheduled(10)] == [ALICE]
 
 
 def test_the_digest_is_sent_at_the_configured_time(site: Site) -> None:

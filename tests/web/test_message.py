@@ -84,7 +84,8 @@ def test_one_box_has_all_cautions(make_parts: Callable[..., Parts], tier: Tier, 
     main = page[page.index("<main") :]
     above = main[: main.index("<button")]
     assert len(re.findall(r'class="(?:warning|state)', above)) == 1
-    assert ("pat@bank.example" in above) and ("misleading sender name" in above or "different address" in main)
+    assert ("pat@bank.example" in above) and ("misleading sender name" in above or "different address" in above)
+    assert ("suspicious macro" in above) or tier is Tier.DANGEROUS
     assert "The display name shows a different address than the real sender" in main
     if tier is Tier.SUSPICIOUS and right == "self":
         assert "misleading sender name · suspicious macro. Release it only if you expected it." in above
