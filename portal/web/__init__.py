@@ -340,12 +340,15 @@ def _page_handler(pages: Pages, rule: str, handler: Handler) -> Handler:
     def callback(**named: str) -> HTTPResponse:
         began = monotonic()
         try:
-            return answer(named)
+            request = _request(pages)
+            response = answer(request, named)
+            for name in request.stale_cookies:
+                pages.set_cookie(response, name, "", 0)
+            return response
         finally:
             observe(pages.parts.store, Measured.PAGE, label, monotonic() - began)
 
-    def answer(named: dict[str, str]) -> HTTPResponse:
-        request = _request(pages)
+    def answer(request: Request, named: dict[str, str]) -> HTTPResponse:
         try:
             return handler(request, **named)
         except HTTPError as error:

@@ -33,6 +33,7 @@ class Request:
     as soon as the recipient is known (`Pages.use_recipient`), so that error pages are in that language as well.
     ``zone`` is the recipient's time zone, None until then.
     ``shows_console``: whether pages link to the console, since the recipient has a role. It permits nothing.
+    ``stale_cookies``: the names of the portal's cookies that the response is to remove, whatever it is.
     """
 
     def __init__(self, environ: Environ, site: Site, policy: DomainPolicy, language: Language) -> None:
@@ -40,6 +41,7 @@ class Request:
         self.language = language
         self.zone: ZoneInfo | None = None
         self.shows_console = False
+        self.stale_cookies: list[str] = []
         self.method: str = environ["REQUEST_METHOD"].upper()  # Bottle finds the routes of POST for "post", too
         self.path: str = environ.get("PATH_INFO", "")  # below the mount point
         self.peer: str = environ.get("REMOTE_ADDR", "")  # the client's IP address, "" if unknown

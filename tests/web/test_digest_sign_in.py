@@ -123,6 +123,14 @@ def test_a_digests_links_lead_to_its_reader_alone_by_each_method(
     assert OF_ANOTHER not in browser.get("/").text and session_recipient(browser) == ALICE
 
 
+def test_a_link_does_not_lead_somebody_else_to_their_own_copy_of_its_message(site: Site) -> None:
+    held = site.hold(recipients=[ALICE, BOB], subject="For both")
+    browser = site.browser()
+    browser.get(site.link(Action.SHOW, held))
+    answer = browser.post("/sign-in/password", {"address": BOB, "password": "of bob"})
+    assert answer.header("Location") == "/quarantine/?link=other"
+
+
 def test_a_digests_link_has_no_effect_after_its_reader_moved_on_or_signed_out(site: Site, held: Held) -> None:
     show = site.link(Action.SHOW, held)
     bob = site.browser()

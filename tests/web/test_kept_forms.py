@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -82,9 +84,12 @@ def test_the_list_selects_the_same_messages_again_and_names_the_button(site: Sit
     assert ticked(page) == set(chosen)
     assert "Messages that are still selected: 3 · To go on, press “Release selected”." in page
     assert {site.state(each) for each in mails} == {State.HELD}
+    cookie = browser.cookies[COOKIE]
     again = {"form_token": browser.form_token(), "from": "list?q=offer", "do": "delete", "mail": " ".join(chosen)}
     assert browser.post("/messages", again).status == 303
     assert [site.state(each) for each in mails] == [State.HELD, *[State.DELETED] * 3, State.HELD]
+    assert COOKIE not in browser.cookies
+    browser.cookies[COOKIE] = cookie
     assert not ticked(opened(browser, "/?q=offer&undone=several"))  # it is forgotten with the next press
 
 
@@ -94,10 +99,14 @@ def test_selected_messages_on_another_page_remain_selected(site: Site) -> None:
     browser = posted_late(site, "/messages", fields)
     newer = hold(site, 24)  # which the first page lists instead of two of the others
     page = sign_in(site, browser).text
-    assert ticked(page) == {key(mails[2])}
-    assert "Selected, also on other pages: 3" in page
-    hidden = re.search(r'<input type="hidden" name="mail" value="([^"]+)">', page)
-    assert hidden and set(hidden[1].split()) == {key(each) for each in mails[:2]}
+    assert ticked(page) == {key(each) for each in mails}
+    assert f'value="{key(mails[2])}" checked' in page
+    beside = re.search(
+        r'<input type="checkbox" name="mail" value="([^"]+)" checked><span>Selected messages on other pages: 2<', page
+    )
+    assert beside and set(beside[1].split()) == {key(each) for each in mails[:2]}
+    assert "Messages that are still selected: 3" in page
+    assert 'type="hidden" name="mail"' not in page
     assert {site.state(each) for each in (*mails, *newer)} == {State.HELD}
 
 
@@ -134,6 +143,33 @@ def test_the_button_of_one_row_keeps_the_reason_and_the_other_ticks(site: Site) 
     assert f"/messages/{mails[2].id}/delete" in page
     assert ">Ich warte darauf: &lt;b&gt;Größe&lt;/b&gt;</textarea>" in page
     assert {site.state(each) for each in mails} == {State.HELD}
+
+
+def test_no_two_buttons_of_the_list_have_the_same_name(site: Site) -> None:
+    held = site.hold(subject="Offer")
+    page = sign_in(site, posted_late(site, f"/messages/{held.id}/release", [("from", "list")])).text
+    assert re.search(r'<p id="undone"><bdi>Offer</bdi></p>', page)
+    buttons = re.findall(r"<button([^>]*)>(.*?)</button>", page, re.DOTALL)
+    releases = [
+        (re.sub("<[^>]+>", "", inside).strip(), re.findall('aria-describedby="(.*?)"', attributes))
+        for attributes, inside in buttons
+        if "Release" in inside
+    ]
+    assert releases == [("Release", ["undone"]), ("Release: Offer", []), ("Release selected", [])]
+
+
+def test_a_form_of_a_long_address_is_shown_without_the_search(site: Site) -> None:
+    held = site.hold()
+    query = urlencode({"q": "語" * 150, "sender": "語" * 150})
+    browser = posted_late(site, "/messages", [("from", f"list?{query}"), ("do", "delete"), ("mail", key(held))])
+    page = sign_in(site, browser).text
+    assert NOTHING_DONE in page and ticked(page) == {key(held)} and "語" not in page
+    token = site.parts.links.form_token("an earlier session", ALICE)
+    browser = site.signed_in(ALICE)  # in another tab
+    fields = {"form_token": token, "from": f"list?{query}", "do": "delete", "mail": key(held)}
+    page = followed(browser, browser.post("/messages", fields)).text
+    assert NOTHING_DONE in page and ticked(page) == {key(held)}
+    assert site.state(held) is State.HELD
 
 
 @pytest.mark.parametrize("act", ["question", "ask"])
@@ -188,6 +224,7 @@ def test_somebody_else_who_signs_in_sees_nothing_of_it(site: Site) -> None:
     browser = posted_late(site, "/messages", [*fields, ("reason", "Private reason")])
     page = sign_in(site, browser, BOB).text
     assert not ticked(page) and "secretword" not in page and NOTHING_DONE not in page
+    assert "You opened a link for another recipient" not in page
     for path in (
         "/?undone=several",
         "/rules?undone=1",
@@ -196,6 +233,14 @@ def test_somebody_else_who_signs_in_sees_nothing_of_it(site: Site) -> None:
     ):
         page = opened(browser, path)
         assert "Private reason" not in page and not ticked(page)
+
+
+def test_somebody_else_who_signs_in_gets_their_list_also_after_a_form_of_a_message(site: Site) -> None:
+    held = site.hold(recipients=[ALICE, BOB], subject="for both")
+    browser = posted_late(site, f"/messages/{held.id}/question", [("from", "message"), ("question", "Is it real?")])
+    page = sign_in(site, browser, BOB).text
+    assert "<title>Held" in page and "You opened a link for another recipient" not in page
+    assert NOTHING_DONE not in page
 
 
 def test_another_browser_gets_the_page_without_what_was_typed(site: Site) -> None:
@@ -245,6 +290,20 @@ def test_a_form_without_a_token_of_ours_is_not_kept(site: Site, token: str) -> N
     assert answer.header("Location") == "/quarantine/sign-in?ended=form"
     assert COOKIE not in browser.cookies
     assert "kiosk.example" not in sign_in(site, browser).text
+
+
+@pytest.mark.parametrize("owner", ["carol@example.com", "sales@example.org"])
+def test_a_form_of_somebody_who_may_not_sign_in_any_more_is_not_kept(
+    make_parts: Callable[..., Parts], tmp_path: Path, owner: str
+) -> None:
+    """Their domain is no longer local, or they are an alias by now."""
+    aliases = tmp_path / "aliases"
+    aliases.write_text("sales@example.org alice@example.org\n")
+    site = Site(make_parts(mail__admin_address="postmaster@example.org", people__alias_file=aliases))
+    browser, token = site.browser(), site.parts.links.form_token("an ended session", owner)
+    answer = browser.post("/rules", {"form_token": token, "sender": "kiosk.example", "effect": "block"})
+    assert answer.header("Location") == "/quarantine/sign-in?ended=form"
+    assert COOKIE not in browser.cookies
 
 
 @pytest.mark.parametrize(

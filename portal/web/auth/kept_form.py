@@ -75,9 +75,13 @@ class KeptForms:
         return KeptForm(path, [(name, _without_controls(value)) for name, value in fields])
 
     def forget(self, request: Request, recipient: str) -> None:
-        """Forget the form of this browser and recipient: it was posted again, or another one, or they signed out."""
+        """Forget the form of this browser and recipient: it was posted again, or another one, or they signed out.
+
+        The response to this request removes the cookie.
+        """
         if secret := request.cookie(_COOKIE):
             self._store.sign_ins.forget_form(recipient, sha256(secret))
+            request.stale_cookies.append(_COOKIE)
 
     def without_cookie(self, response: HTTPResponse) -> None:
         """Remove the cookie."""

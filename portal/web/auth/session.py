@@ -53,6 +53,7 @@ _DESTINATION = re.compile(
 )
 _MESSAGE = re.compile(r"/messages/([0-9a-f.-]+)/", re.ASCII)
 _DESTINATION_COOKIE = "destination"
+_UNDONE = re.compile(r"[?&](undone=[0-9a-z.-]+)", re.ASCII)  # the page of a form that came after the session had ended
 _OTHERS_LINK = "/?link=other"  # the list, which says that the link of a digest was for another recipient
 _DESTINATION_SECONDS = int(FORMS_KEPT.total_seconds())
 _ADDRESS_COOKIE = "address"
@@ -106,6 +107,8 @@ class Sessions:
         """
         self._pages.check_same_origin(request)
         found, owner = self._read(request), self._forms.owner(request) if keeps else None
+        if owner is not None and not self.may_sign_in(owner):
+            owner = None
         if found is None:
             if owner is None:
                 raise self.to_sign_in(request, page, "form")
@@ -115,6 +118,7 @@ class Sessions:
         session, secret = found
         if owner == session.recipient and not self._pages.form_token_fits(request, secret):
             # The same person signed in again since then, in another tab.
+            page = _fitting(page)
             response = self._pages.see_other(page if _DESTINATION.fullmatch(page) else "/")
             raise self._forms.keep(request, owner, response)
         self._pages.check_form_token(request, secret)
@@ -181,11 +185,12 @@ class Sessions:
     def keep_destination(self, response: HTTPResponse, page: str, reader: str = "") -> HTTPResponse:
         """Return a response with a cookie that names the page to which `destination` leads afterwards.
 
-        ``reader``: to whom alone it leads, the reader of a digest's link; "" if the page was not opened by one.
-        Of an address that is too long, only the path is kept: a message is then opened without its list. For the list
-        and other pages to which it does not lead, the response removes the cookie, which names a page that was left.
+        ``reader``: to whom alone it leads, the reader of a digest's link or the owner of a kept form; "" if there is
+        none. Of an address that is too long, only the path and ``undone`` are kept: a message is then opened without
+        its list. For the list and other pages to which it does not lead, the response removes the cookie, which names a
+        page that was left.
         """
-        page = page if _DESTINATION.fullmatch(page) else page.partition("?")[0]
+        page = _fitting(page)
         if (reader or page != "/") and _DESTINATION.fullmatch(page):
             value = _packed(f"{page} {reader}".rstrip())
             self._pages.set_cookie(response, _DESTINATION_COOKIE, value, _DESTINATION_SECONDS)
@@ -196,18 +201,23 @@ class Sessions:
         """Return the page that this browser opened before signing in or the second factor, "" if there is none.
 
         ``recipient``: who signs in. If a link for another reader opened it, that is the recipient's own list, but for a
-        message that both may read, of a role mailbox.
+        message of a role mailbox that both may read. For the form of another reader it is their own list as well.
         """
         page, reader = self.kept_destination(request)
-        message = _MESSAGE.fullmatch(page)
-        if reader in ("", recipient) or (message and self._may_read(recipient, message[1])):
+        if reader in ("", recipient):
             return page
-        return _OTHERS_LINK
+        if _UNDONE.search(page):
+            return ""
+        message = _MESSAGE.fullmatch(page)
+        return page if message and self._may_read(recipient, message[1]) else _OTHERS_LINK
 
     def _may_read(self, recipient: str, name: str) -> bool:
-        """Return whether the recipient may read the message with this `Row.name`."""
+        """Return whether the recipient may read the role mailbox's message with this `Row.name`.
+
+        A name without a number is the own copy of the recipient who opens it.
+        """
         message_id, number = named_message(name)
-        if message_id is None:
+        if message_id is None or number is None:
             return False
         try:
             self._store.deliveries.get_for(self._pages.parts.people.reader(recipient), message_id, number)
@@ -342,6 +352,14 @@ def is_fresh(authenticated_at: datetime | None, now: datetime) -> bool:
 def method_name(name: str) -> str:
     """Return how people know a sign-in method, to be translated. ``name``: that of a `Method`."""
     return METHOD_NAMES.get(name) or shown(name.removeprefix("oidc:"), 40)
+
+
+def _fitting(page: str) -> str:
+    """Return an address to which `Sessions.destination` may lead: of one that is too long, the path and ``undone``."""
+    if _DESTINATION.fullmatch(page):
+        return page
+    undone = _UNDONE.search(page)
+    return page.partition("?")[0] + (f"?{undone[1]}" if undone else "")
 
 
 def _packed(text: str) -> str:

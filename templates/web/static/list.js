@@ -22,6 +22,7 @@
   const boxes = () => all('.rows [name="mail"]');
   const boxOf = (row) => one('[name="mail"]', row);
   const checkedRows = () => rows().filter((row) => boxOf(row)?.checked);
+  const beside = () => one('.beside [name="mail"]'); // of messages on other pages, selected before signing in again
   const isAll = () => one('.list > [name="all"]'); // messages of other pages are selected as well
 
   function make(name, className, textContent, click) {
@@ -61,7 +62,8 @@
   function showSelection() {
     const checked = checkedRows(), bar = one(".bar");
     if (!bar) return;
-    const count = checked.reduce((sum, row) => sum + boxOf(row).value.split(" ").length, 0); // with similar messages
+    const chosenBoxes = all('.list [name="mail"]:checked:enabled');
+    const count = chosenBoxes.reduce((sum, box) => sum + box.value.split(" ").length, 0); // with similar messages
     const text = count && !isAll() ? texts.selected.replace("{number}", number.format(count)) : "";
     one(".selected", bar).textContent = text;
     if (!isAll()) one(".select").textContent = checked.length < boxes().length ? texts.all : texts.none;
@@ -79,6 +81,7 @@
       toggle(row, true);
     }
   });
+  main.addEventListener("change", (event) => event.target === beside() && showSelection());
   main.addEventListener("mousedown", function (event) {
     if (event.shiftKey && event.target.closest(".tick")) event.preventDefault(); // It would select text.
   });
@@ -98,12 +101,13 @@
   function press(act, row) {
     if (sending) return; // It would select a row for the act after this one.
     const button = one(`.bar [name="do"][value="${act}"]`);
-    if (checkedRows().length || isAll()) button?.click();
+    if (checkedRows().length || isAll() || !row && beside()?.checked) button?.click();
     else if (row && act === "release") {
       const own = one('.do [formaction*="/release"], .do [value^="release "]', row);
       // The page of a suspicious or dangerous message has the caution.
       if (own || one('.do .button, .do [formaction*="/ask"]', row)) (own || one(".mail", row)).click();
     } else if (row && button) {
+      if (beside()) beside().disabled = true; // The key is for this row alone.
       toggle(row);
       chosen = row;
       button.click();
@@ -199,7 +203,11 @@
 
   function setSending(on) {
     sending = on;
-    if (!on) chosen = null;
+    if (!on) {
+      chosen = null;
+      if (beside()) beside().disabled = false;
+      showSelection();
+    }
     document.body.classList.toggle("sending", on);
   }
 
@@ -261,7 +269,9 @@
     one(".foot").append(make("button", "plain keys", texts.shortcuts, showCard));
     one(".bar")?.prepend(make("span", "selected", ""));
     if (link && !isAll()) link.replaceWith(make("button", "plain select", "", function () {
-      check(rows(), checkedRows().length < boxes().length);
+      const isMore = checkedRows().length < boxes().length;
+      if (beside() && !isMore) beside().checked = false;
+      check(rows(), isMore);
       say(one(".selected").textContent);
     }));
   }
