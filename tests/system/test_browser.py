@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from digest import housekeeping
 from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.message import Actor, ActorKind, EventKind, Filter, Scan, ScanOutcome, State, Symbol, Tier
+from portal.model.schedule import Preferences
+from portal.model.text import TAGS
 from tests.builders import ALICE, BOB, digesting, rule
 from tests.system.accessibility import nodes, unclear
 from tests.system.local_site import LocalSite, local_site, part, read_mail, sign_in
@@ -357,6 +360,36 @@ def test_rows_of_the_list_are_low(
         assert not high, "\n".join(map(str, high))
 
 
+def test_rows_are_low_in_all_languages(make_parts: Callable[..., Parts], steered: Browser) -> None:
+    with local_site(make_parts) as site:
+        for tier in Tier:
+            site.hold(tier, subject="Your order 4711 has been shipped", header_from="Kontor <orders@kontor.example>")
+        page = signed_in(site, steered, viewport={"width": 390, "height": 640}).new_page()
+        high = []
+        for state, tag in product(("held", "requested", "released", "deleted"), TAGS):
+            if tag == TAGS[0]:
+                move(site, state)
+            site.store.recipients.set_preferences(ALICE, Preferences(language=tag))
+            for width, highest in ((390, 80), (1280, 56)):
+                page.set_viewport_size({"width": width, "height": 640})
+                page.goto(f"{site.parts.settings.public_url}/?state={state}")
+                heights = page.locator(".rows > li").evaluate_all(
+                    "all => all.map(one => one.getBoundingClientRect().height)"
+                )
+                assert len(heights) == len(Tier)
+                high += [(state, tag, width, heights)] if max(heights) > highest else []
+        assert not high, "\n".join(map(str, high))
+
+
+@pytest.mark.parametrize(("width", "highest"), [(320, 150), (390, 150), (1280, 80)])
+def test_rows_of_rules_are_as_wide_as_the_page(site: Site, steered: Browser, width: int, highest: int) -> None:
+    site.store.rules.add([rule("bounce-1234567@example.net"), rule("partner.example", "allow")], site.now)
+    page = signed_in(site, steered, viewport={"width": width, "height": 640}).new_page()
+    page.goto(f"{site.parts.settings.public_url}/rules")
+    heights = page.locator(".senders > li").evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
+    assert len(heights) == 2 and max(heights) <= highest, heights
+
+
 def move(site: Site, state: str) -> None:
     """Bring all messages into a state."""
     reader = site.parts.people.reader(ALICE)
@@ -414,7 +447,7 @@ def test_the_list_is_printed_without_boxes_and_buttons(site: Site, steered: Brow
 def test_the_text_of_a_message_begins_in_the_first_screen_of_a_phone(
     site: Site, steered: Browser, tier: Tier, sender: str, highest: int
 ) -> None:
-    """Also with a subject of two lines and a caution. A dangerous message has a field for a reason as well."""
+    """Also with a subject of two lines and a caution. A dangerous message has a summary for a reason, too."""
     data = b"Content-Type: text/html\r\n\r\n<p>It will arrive tomorrow."
     subject, symbols = "Your order 4711 has been shipped", (Symbol("BAYES_SPAM", 5.1), Symbol("OLETOOLS", 5.0))
     held = site.hold(tier, subject=subject, header_from=sender, data=data, from_count=1, symbols=symbols)

@@ -10,8 +10,8 @@ from uuid import UUID
 import pytest
 
 from portal.assemble import Parts
-from portal.model.message import Start, State, Symbol, Tier
-from tests.builders import ALICE, rule
+from portal.model.message import DeliveryId, EventKind, Start, State, Symbol, Tier
+from tests.builders import ALICE, BY_OPERATOR, rule
 from tests.web_client import Site
 
 
@@ -91,9 +91,21 @@ def test_one_box_has_all_cautions(make_parts: Callable[..., Parts], tier: Tier, 
         assert "misleading sender name · suspicious macro. Release it only if you expected it." in above
 
 
-@pytest.mark.parametrize("tier", [Tier.SUSPICIOUS, Tier.DANGEROUS])
-def test_the_caution_stands_before_any_button(site: Site, tier: Tier) -> None:
-    page = site.signed_in(ALICE).get(f"/messages/{site.hold(tier).id}/").text
+@pytest.mark.parametrize(
+    ("tier", "state"),
+    [
+        (Tier.SUSPICIOUS, State.HELD),
+        (Tier.SUSPICIOUS, State.RELEASED),  # can be sent again
+        (Tier.DANGEROUS, State.HELD),
+        (Tier.DANGEROUS, State.REQUESTED),
+    ],
+)
+def test_the_caution_stands_before_any_button(site: Site, tier: Tier, state: State) -> None:
+    held = site.hold(tier)
+    if state is not State.HELD:
+        kind = {State.RELEASED: EventKind.RELEASED, State.REQUESTED: EventKind.REQUESTED}[state]
+        site.store.deliveries.move(DeliveryId(held.id, 0), state, set(State), BY_OPERATOR, site.now, kind=kind)
+    page = site.signed_in(ALICE).get(f"/messages/{held.id}/").text
     main = page[page.index("<main") :]
     assert main.index('class="warning"') < main.index("<button")
-    assert "Releasing sends" not in page or tier is Tier.SUSPICIOUS
+    assert ("Releasing sends" in page) == ((tier, state) == (Tier.SUSPICIOUS, State.HELD))
