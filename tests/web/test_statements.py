@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -11,16 +12,20 @@ from uuid import uuid4
 import pytest
 
 from digest.housekeeping import run_batches
+from digest.news import schedule_news
 from portal.assemble import Parts
 from portal.batches.batch import Act
 from portal.batches.mass import KIND, MassAct
+from portal.model.errors import RelayRefused
 from portal.model.links import Action
 from portal.model.message import ANY, Filter, Symbol, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import search
+from portal.stores.records import Held
 from portal.web import inbox
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, rule
 from tests.flows.masses import BY_SHELL, BY_STAFF, masses
+from tests.smtp_server import SmtpServer
 from tests.statements import Statements
 from tests.web_client import Site
 
@@ -216,6 +221,67 @@ def test_pages_of_links_take_few_statements(site: Site, statements: Statements, 
     of = digest.id if action in (Action.SEVERAL, Action.PREFERENCES, Action.OPEN) else held[0].id
     with statements.of() as queries:
         assert site.browser().get(site.parts.links.url(action, of, 0, digest.issued_at)).status == 200
+    assert len(queries) <= FEW, "\n".join(queries)
+
+
+@pytest.fixture
+def shared(statements: Statements, make_parts: Callable[..., Parts], tmp_path: Path) -> Iterator[Site]:
+    """A site with a role mailbox, whose mail server refuses all messages."""
+    (tmp_path / "virtual").write_text(f"{INFO} {ALICE}, {BOB}\n")
+    with SmtpServer(script={"MAIL": lambda _: "552 5.3.4 too large"}) as server:
+        yield Site(make_parts(people__alias_file=tmp_path / "virtual", relay__url=server.url))
+
+
+def hold_every_second_to_check(site: Site, count: int) -> list[Held]:
+    tiers = (Tier.SPAM, Tier.SUSPICIOUS)
+    return [site.hold(tiers[n % 2], subject=f"Offer {n * 7919}", recipients=[INFO]) for n in range(count)]
+
+
+def link_to_several(site: Site) -> str:
+    """Send a digest to Alice and return its link to several messages."""
+    schedule_news(site.parts, site.now)
+    reader = site.parts.people.reader(ALICE)
+    with digesting(site.store, reader, site.now, 50, ignore_schedule=True) as digest:
+        pass
+    return site.parts.links.url(Action.SEVERAL, digest.id, 0, digest.issued_at)
+
+
+@pytest.mark.parametrize("do", ["release", "delete"])
+def test_the_result_of_several_by_a_link_takes_few_statements(shared: Site, statements: Statements, do: str) -> None:
+    """Of messages that another reader has deleted, that the mail server refused, and that are left."""
+    held = hold_every_second_to_check(shared, 20)
+    link, bob = link_to_several(shared), shared.signed_in(BOB)
+    for each in held[:4]:
+        bob.post(f"/messages/{each.id}.0/delete", {"form_token": bob.form_token()})
+    browser, form = shared.browser(), {"do": do, "mail": " ".join(f"{each.id}.0" for each in held[:10])}
+    answer = browser.post(link, form | {"suspicious": "leave"})
+    with statements.of() as queries:
+        page = browser.follow(answer, link).text
+    assert "Not changed, already deleted: 4" in page and "By bob@example.org" in page
+    released = ("Not released, check these first: 3", "Release failed: 3", "too large")
+    for text in released if do == "release" else ("Deleted: 6",):
+        assert text in page
+    assert len(queries) <= FEW + 1, "\n".join(queries)  # the page reads the digest, the batch and the events
+
+
+@pytest.mark.parametrize("by", ["list", "list, all that match", "link"])
+@pytest.mark.parametrize("count", [10, 60])
+def test_the_check_before_a_release_takes_few_statements(
+    shared: Site, statements: Statements, by: str, count: int
+) -> None:
+    """The page is the answer to a form. It shows up to 50 messages, some of which the mail server has refused."""
+    held = hold_every_second_to_check(shared, count)
+    link = link_to_several(shared)
+    with suppress(RelayRefused):
+        shared.parts.actions.release(held[9].id, 0, BY_LINK)
+    browser, form = shared.signed_in(ALICE), {"do": "release", "mail": " ".join(f"{each.id}.0" for each in held)}
+    form |= {"form_token": browser.form_token(), "from": "list"}
+    if "all" in by:
+        form |= {"all": f"{held[-1].id}.0", "shown": form["mail"]}
+    with statements.of() as queries:
+        page = browser.post(link if by == "link" else "/messages", form).text
+    assert f"Suspicious messages: {25 if by == 'link' and count == 60 else count // 2}" in page
+    assert f"<bdi>{INFO}</bdi>" in page
     assert len(queries) <= FEW, "\n".join(queries)
 
 
