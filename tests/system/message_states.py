@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from portal.model.message import Start, Tier
+from portal.model.message import Scan, ScanOutcome, Start, Tier
 from portal.model.message import State as DeliveryState
+from portal.web.help_desk import ask
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, rule
 from tests.system.samples import PROVEN
 from tests.system.stage import Stage, State
@@ -54,6 +55,13 @@ def _attachments(stage: Stage) -> None:
     stage.go(f"messages/{held.id}/")
 
 
+def _scanned(stage: Stage) -> None:
+    sender = "Tom <tom@partner.example>"
+    held = stage.new(data=b"Subject: Plan\r\n" + _ATTACHMENTS, subject="Plan and photos", header_from=sender)
+    stage.site.store.messages.record_scan(held.id, Scan(ScanOutcome.CLEAN, stage.site.now), Tier.SPAM, stage.site.now)
+    stage.go(f"messages/{held.id}/")
+
+
 def _act(stage: Stage, act: str) -> None:
     stage.press(f"form[action$={act}] button")
 
@@ -69,6 +77,13 @@ def _started(stage: Stage, state: DeliveryState, effect: str) -> None:
 def _question(stage: Stage) -> None:
     stage.go(f"messages/{stage.personal.id}/").locator("details:has(#question) summary").click()
     stage.page.locator("#question").fill("Is this really from Jane?")
+    _act(stage, "question")
+
+
+def _asked_already(stage: Stage) -> None:
+    held = stage.new(subject="Tax refund", header_from="Taxes <x@taxes.example>")
+    stage.go(f"messages/{held.id}/").locator("details:has(#question) summary").click()
+    ask(stage.site.parts.actions, stage.site.delivery(held), ALICE, BY_LINK, "Is this wanted?")
     _act(stage, "question")
 
 
@@ -159,6 +174,7 @@ MESSAGES = [
         lambda s: s.go(f"messages/{s.of(Tier.SPAM).id}/sender"),
     ),
     State("attachments", "A message with attachments", "/messages/ID/", _attachments),
+    State("scanned", "A message with attachments after a virus scan that found nothing", "/messages/ID/", _scanned),
     State("role-mailbox", "A message to a role mailbox", "/messages/ID/", _role_mailbox),
     State(
         "blocked",
@@ -175,6 +191,7 @@ MESSAGES = [
     State("approved", "A dangerous message whose release was approved", "/messages/ID/", _approved),
     State("deleted", "After *Delete*", "/messages/ID/", _deleted),
     State("asked", "After a question to the administrator", "/messages/ID/", _question),
+    State("asked-already", "A second question on the same day", "/messages/ID/", _asked_already),
     State("reported", "After *Report spam*", "/messages/ID/", _spam),
     State("faster", "After *Release* of a message that another tab deleted in the meantime", "/messages/ID/", _faster),
     State(

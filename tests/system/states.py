@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from hashlib import sha256
 from unittest.mock import patch
@@ -11,6 +12,7 @@ from portal.model.audit import AuditEntry
 from portal.model.errors import StoreUnavailable
 from portal.model.message import Actor, ActorKind, EventKind, Start, Tier, new_id
 from portal.model.message import State as DeliveryState
+from portal.model.schedule import Preferences
 from tests.builders import ALICE, BOB, BY_LINK, rule
 from tests.system.link_states import LINKS, SIGN_IN
 from tests.system.mail_states import MAILS
@@ -66,6 +68,24 @@ def _senders(stage: Stage) -> None:
     stage.press("button[name=do][value=block]")
 
 
+def _senders_blocked(stage: Stage) -> None:
+    _select(stage, "Raffles")
+    stage.page.locator(".bar .more summary").first.click()
+    stage.press("button[name=do][value=block]")
+    stage.press("main form button.main")
+
+
+def _new(stage: Stage) -> None:
+    stage.sign_in()
+    stage.go("")
+    stage.site.pass_time(hours=1)
+    for number in (1, 2):
+        sender, at = f"Canteen <menu{number}@canteen.example>", stage.site.now - timedelta(minutes=10 * number)
+        stage.new(at=at, subject=f"Menu of week {number}", header_from=sender)
+    stage.go("?order=newest").locator(".news").wait_for()
+    stage.page.context.clear_cookies(name=re.compile("visit"))  # otherwise all later lists mark them
+
+
 def _refused(stage: Stage) -> None:
     for number in range(3):
         stage.site.hold(recipients=[ALICE], header_from=f"b{number}@example.net", subject=f"Quote {number}")
@@ -80,6 +100,18 @@ def _newest(stage: Stage) -> None:
     stage.go("?size=25")
 
 
+def _kept(stage: Stage) -> None:
+    boxes = stage.go("?size=25").locator(".list [name=mail]")
+    for place in (1, 3, -1):
+        boxes.nth(place).check()
+    for number in (1, 2):
+        stage.new(subject=f"Programme {number}", header_from=f"Cinema <news{number}@cinema{number}.example>")
+    stage.site.store.sign_ins.end_sessions(ALICE)
+    stage.press("button[name=do][value=delete]")
+    stage.sign_in()
+    stage.go("?size=25&undone=several").locator(".beside").wait_for()
+
+
 def _job(stage: Stage) -> None:
     stage.sign_in()
     for number in range(60):
@@ -87,6 +119,13 @@ def _job(stage: Stage) -> None:
     stage.go("?select=matching&tier=spam")
     stage.press(".bulk button[value=delete], button[name=do][value=delete]")
     stage.page.locator("main a[href*=pause]").click()
+
+
+def _job_late(stage: Stage) -> None:
+    stage.site.pass_time(minutes=2)
+    stage.page.locator(".done a[href*='/jobs/']").click()
+    stage.page.locator("main a[href*=pause]").click()
+    stage.page.locator(".state.bad").wait_for()
 
 
 def _job_done(stage: Stage) -> None:
@@ -162,6 +201,13 @@ def _role_list(stage: Stage) -> None:
     stage.go_to_company("").locator(".filters summary").click()
 
 
+def _role_rules(stage: Stage) -> None:
+    own = [rule("lottery.example"), rule("orders@shop.example", "allow")]
+    shared = [rule(f"{name}.example", effect, "info@example.org") for name, effect in _ROLE_RULES.items()]
+    stage.company.store.rules.add([*own, *shared], stage.company.now)
+    stage.go_to_company("rules")
+
+
 def _rule_removed(stage: Stage) -> None:
     stage.go("rules")
     stage.press("button[formaction$=remove]")
@@ -182,6 +228,16 @@ def _stopped(stage: Stage) -> None:
     stage.go("preferences")
     stage.press("button[value=stop]")
     stage.site.store.recipients.set_digests_stopped(ALICE, None)
+
+
+def _waiting_digest(stage: Stage) -> None:
+    dave, site = "dave@example.org", stage.site
+    site.store.recipients.set_preferences(dave, Preferences(only_wanted=True))
+    for number in (1, 2):
+        site.hold(recipients=[dave], subject=f"Miracle {number}", header_from=f"Cure <x{number}@cure.example>")
+        if number == 1:
+            site.digest(dave)
+    stage.show_to(dave, "preferences/digest")
 
 
 def _sessions(stage: Stage) -> None:
@@ -210,6 +266,7 @@ def _fail(stage: Stage, error: Exception) -> None:
         stage.go("")
 
 
+_ROLE_RULES = {"customer1": "allow", "customer2": "allow", "chairs": "block"}  # domains of .example
 BEFORE = {
     "Links of the digest, without a session": LINKS,
     "Sign-in": SIGN_IN,
@@ -231,11 +288,13 @@ BEFORE = {
         State("list-bin", "Deleted messages", "/", lambda s: s.go("?state=deleted")),
         State("list-blocked", "Blocked messages", "/", _blocked),
         State("list-senders", "*Always block* for several messages", "/messages", _senders),
+        State("list-senders-blocked", "After *Always block*", "/", _senders_blocked),
         State("list-check", "One of the selected messages is suspicious", "/messages", _check),
         State("list-refused", "The mail server refuses some of several messages", "/", _refused),
         State("list-empty", "A search that finds nothing", "/", lambda s: s.go("?q=nothing+has+these")),
         State("list-nobody", "Nothing is held", "/", lambda s: s.show_to(BOB, "")),
         State("list-role", "The list of somebody who reads a role mailbox, too", "/", _role_list),
+        State("list-new", "What was held since the last visit", "/", _new),
     ],
     "Messages": MESSAGES,
     "Rules, preferences and sessions": [
@@ -244,7 +303,7 @@ BEFORE = {
         State("rules-error", "A sender that is not valid", "/rules", _rule_error),
         State("rules-search", "A search that finds nothing", "/rules", lambda s: s.go("rules?q=nothing+has+these")),
         State("rules-none", "No rules", "/rules", lambda s: s.show_to(BOB, "rules")),
-        State("rules-role", "Rules for a role mailbox, too", "/rules", lambda s: s.go_to_company("rules")),
+        State("rules-role", "Rules for a role mailbox, too", "/rules", _role_rules),
         State("preferences", "Preferences", "/preferences", lambda s: s.go("preferences")),
         State("preferences-zones", "All time zones", "/preferences", lambda s: s.go("preferences?zones=all")),
         State("preferences-error", "A time that is not valid", "/preferences", _wrong_time),
@@ -253,6 +312,7 @@ BEFORE = {
         State("preview", "Preview of the next digest", "/preferences/digest", lambda s: s.go("preferences/digest")),
         State("preview-text", "Preview as text", "/preferences/digest", lambda s: s.go("preferences/digest?as=text")),
         State("preview-none", "No next digest", "/preferences/digest", lambda s: s.show_to(BOB, "preferences/digest")),
+        State("preview-waits", "The digest waits for wanted messages", "/preferences/digest", _waiting_digest),
         State("sessions", "Sessions", "/sessions", _sessions),
         State("sessions-ended", "After *Sign out* of one", "/sessions", _session_ended),
     ],
@@ -270,7 +330,10 @@ AFTER = {
         State("list-newest", "The first of several pages", "/", _newest),
         State("list-older", "The second page", "/", lambda s: s.press("a[rel=next]")),
         State("list-matching", "All matches selected", "/", lambda s: s.go("?select=matching&tier=spam&size=25")),
+        State("list-kept", "After sign-in: what was selected when the session had ended", "/", _kept),
         State("job", "More than 50 messages: the work goes on in the background", "/jobs/ID/", _job),
+        State("list-job", "The list in the meantime", "/", lambda s: s.go("")),
+        State("job-late", "The background service does not run", "/jobs/ID/", _job_late),
         State("job-done", "Results", "/jobs/ID/", _job_done),
         State("job-refused", "Results, if the mail server refuses some", "/jobs/ID/", _job_refused),
     ],

@@ -60,9 +60,8 @@ def test_axe_finds_nothing_in_any_state(browser: Browser, rendered: set[str]) ->
     judge, pages = Judge(), set()
     with stage_in("en", browser) as stage:
         for state in gallery.open_states(stage):
-            is_new = (
-                state.page in ("", "/") or state.page not in pages
-            )  # the list has a layout of its own on wide screens
+            # The list has a layout of its own on wide screens.
+            is_new = state.page in ("", "/") or state.page not in pages
             judge.see(state.name, stage.page, *((SMALL, WIDE) if is_new else (SMALL,)))
             pages.add(state.page)
     assert judge.found == [], "\n".join(judge.found)
