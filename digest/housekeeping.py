@@ -284,21 +284,20 @@ def forget_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> 
 
 
 def daily(parts: Parts, now: datetime) -> None:
-    """Prepare the store for the coming days, and find news of any age. If the clock can be trusted, purge messages past
-    retention.
+    """Prepare the store for the coming days. If the clock can be trusted, purge messages past retention.
 
-    Raises StoreUnavailable.
+    At the end, find news of any age. Raises StoreUnavailable.
     """
     retention_days = parts.domains.longest_retention_days
     parts.store.prepare_days(now, retention_days)
     expire(parts, now, all_of_them=True)
     parts.store.facets.recheck()
-    find_old_news(parts, now)
     if clock_is_trusted(parts.store, now):
         purged = parts.store.purge(removal_time(parts.store, now) - timedelta(days=retention_days), now)
         parts.store.statistics.expire((now - _STATISTICS_KEPT).date())
         audited = parts.store.audit.expire(now - timedelta(days=parts.settings.store.audit_retention_days))
         log.info("purged messages=%d kept=%d audit=%d", purged.messages, purged.kept, audited)
+    find_old_news(parts, now)  # last, since it reads all that is kept: if it fails, nothing else is left undone
 
 
 def expire(parts: Parts, now: datetime, *, all_of_them: bool = False, stopped: Stopped = never) -> int:

@@ -96,7 +96,7 @@ class Group:
     def _looks_wanted(self) -> bool:
         """True if its sender is proven, and it answers a message of this site, or barely crossed the threshold."""
         message = self.newest.message
-        return self.trusted and (is_reply(message) or (not self._is_bulk and _is_near_threshold(message)))
+        return self.trusted and (_is_reply(message) or (not self._is_bulk and _is_near_threshold(message)))
 
     @property
     def _is_bulk(self) -> bool:
@@ -200,7 +200,7 @@ def subject_key(message: Message) -> str:
     return _CHANGING.sub("#", shown(message.subject, 200).casefold())
 
 
-def is_reply(message: Message) -> bool:
+def _is_reply(message: Message) -> bool:
     """Return whether it answers a message that this site sent, by its Message-ID. A forger may know one: it counts only
     for trusted messages."""
     return any(symbol.name == _REPLY for symbol in message.symbols)
@@ -218,7 +218,7 @@ def _likeliest_mistake_first(
     score = message.score or 0.0
     if is_trusted:
         score -= _TRUSTED_POINTS
-        if is_reply(message) or (known and from_address(message) in known):
+        if _is_reply(message) or (known and from_address(message) in known):
             score -= _KNOWN_POINTS
     return (
         message.tier is Tier.DANGEROUS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from portal.assemble import Parts
 from tests.system.browsers import Window, chromium_window, firefox_window
 from tests.system.firefox import Marionette, firefox
+from tests.system.local_site import LocalSite, local_site
 from tests.system.outside import Listener, listening
 from tests.system.services import Portal, Postfix, Rspamd, Switch, exporter_conf, folder, postgres, rspamd
 
@@ -41,6 +43,13 @@ def place() -> Iterator[Path]:
     assert os.geteuid() == 0, "the system tests start Postfix and Rspamd as their own users: run them as root"
     with folder() as path:
         yield path
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
+    """A portal for a browser, in this process."""
+    with local_site(make_parts) as made:
+        yield made
 
 
 @dataclass

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import product
 from pathlib import Path
@@ -35,12 +35,6 @@ FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-backgrou
 def store_url(files_url: str) -> str:
     """A single store: browsers do the same on all stores."""
     return files_url
-
-
-@pytest.fixture
-def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
-    with local_site(make_parts) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,17 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
 
-from portal.assemble import Parts
 from portal.model.message import Tier
 from tests.reading.test_formatted import PNG, made
 from tests.system.browsers import Window, open_with_frames
-from tests.system.local_site import LocalSite, local_site, sign_in
+from tests.system.local_site import LocalSite, sign_in
 from tests.system.outside import PAYLOADS, QUIET, Listener, framed, listening, numbers, payloads
 from tests.web.test_formatted import frame
 
@@ -28,12 +27,6 @@ pytestmark = pytest.mark.system
 def store_url(files_url: str) -> str:
     """A single store: browsers see the same on all stores."""
     return files_url
-
-
-@pytest.fixture
-def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
-    with local_site(make_parts) as made:
-        yield made
 
 
 def layers(site: LocalSite) -> tuple[str, str]:

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from digest.housekeeping import run_batches
-from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.message import Scan, ScanOutcome, Tier
 from portal.stores.records import Held
 from tests.builders import ALICE, rule
 from tests.system.browsers import Window, open_with_frames, wait_for
-from tests.system.local_site import LocalSite, local_site
+from tests.system.local_site import LocalSite
 from tests.system.outside import QUIET, Listener, framed, numbers, payloads
 
 pytestmark = pytest.mark.system
@@ -28,12 +27,6 @@ pytestmark = pytest.mark.system
 def store_url(files_url: str) -> str:
     """A single store: browsers see the same on all stores."""
     return files_url
-
-
-@pytest.fixture
-def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
-    with local_site(make_parts) as made:
-        yield made
 
 
 def without_policy(site: LocalSite) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from digest.housekeeping import send_queued
-from portal.assemble import Parts
 from portal.model.message import State
 from tests.builders import ALICE
-from tests.system.local_site import LocalSite, local_site, sign_in
+from tests.system.local_site import LocalSite, sign_in
 
 pytestmark = pytest.mark.system
 
@@ -22,12 +20,6 @@ pytestmark = pytest.mark.system
 def store_url(files_url: str) -> str:
     """A single store: browsers do the same on all stores."""
     return files_url
-
-
-@pytest.fixture
-def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
-    with local_site(make_parts) as made:
-        yield made
 
 
 def sign_in_again(site: LocalSite, page: Page) -> None:

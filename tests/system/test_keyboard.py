@@ -38,12 +38,6 @@ def store_url(files_url: str) -> str:
 
 
 @pytest.fixture
-def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
-    with local_site(make_parts) as made:
-        yield made
-
-
-@pytest.fixture
 def page(site: LocalSite, browser: Browser, width: int) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": width, "height": 640}, java_script_enabled=False)
     sign_in(site, context)

@@ -2,17 +2,16 @@
 
 import gzip
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from portal.assemble import Parts
 from portal.model.message import State, Tier
 from portal.stores.records import Held
 from tests.builders import ALICE, BY_LINK
-from tests.system.local_site import local_site, sign_in
+from tests.system.local_site import sign_in
 from tests.web_client import ROOT, Site
 
 pytestmark = pytest.mark.system
@@ -22,12 +21,6 @@ pytestmark = pytest.mark.system
 def store_url(files_url: str) -> str:
     """A single store: browsers do the same on all stores."""
     return files_url
-
-
-@pytest.fixture
-def site(make_parts: Callable[..., Parts]) -> Iterator[Site]:
-    with local_site(make_parts) as made:
-        yield made
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.system.test_browser import open_once, url
 from tests.web_client import Site
 
 pytestmark = pytest.mark.system
-store_url, site, chromium = test_browser.store_url, test_browser.site, test_browser.chromium  # fixtures
+store_url, chromium = test_browser.store_url, test_browser.chromium  # fixtures
 AGES = (0, 1, 9)  # minutes
 WITH_FORM = [
     *((tier, action) for tier in (Tier.SPAM, Tier.SUSPICIOUS) for action in (Action.RELEASE, Action.DELETE)),

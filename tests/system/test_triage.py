@@ -10,11 +10,10 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize
 
 from digest.housekeeping import run_batches
-from portal.assemble import Parts
 from portal.model.message import State, Symbol
 from portal.stores.records import Held
 from tests.system.browsers import Window, button, link, until, wait_for
-from tests.system.local_site import LocalSite, local_site, sign_in
+from tests.system.local_site import LocalSite, sign_in
 
 pytestmark = pytest.mark.system
 PROVEN = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("R_DKIM_ALLOW", -0.2))
@@ -25,12 +24,6 @@ Presses = Iterator[Callable[[], None]]
 def store_url(files_url: str) -> str:
     """A single store: browsers do the same on all stores."""
     return files_url
-
-
-@pytest.fixture
-def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
-    with local_site(make_parts) as made:
-        yield made
 
 
 def checkbox(number: int) -> str:
