@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import date, datetime
 from enum import Enum, StrEnum
@@ -252,6 +252,13 @@ class DigestRequest(Enum):
     DUE = 1
     TOO_SOON = 2  # the recipient requested one a short while ago
     NOTHING = 3  # nothing is held, or the recipient stopped digests
+
+
+class DigestOfLink(NamedTuple):
+    """What a link to a digest leads to: its recipient, and its deliveries that are still kept, oldest first."""
+
+    person: Person
+    deliveries: Sequence[Delivery]
 
 
 @record(frozen=True, slots=True)

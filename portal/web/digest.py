@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from portal.model.message import Delivery, DeliveryId, State, Tier, new_id
 from portal.model.ranking import ranked
 from portal.model.rights import ReleaseRight
 from portal.model.sender import needs_check
-from portal.stores.records import Digest, Job
+from portal.stores.records import Job
 from portal.stores.senders import known_senders
 from portal.web.bulk import actor_of, confirmed_of, form_id, perform
 from portal.web.listing import cursor, name_of
@@ -54,13 +53,15 @@ class DigestPages:
         self._preferences = preferences
         self._store = pages.parts.store
 
-    def show(self, request: Request, link: Link, recipient: str) -> HTTPResponse:
-        """GET: change nothing."""
-        if link.action is Action.FORWARDED:
-            return self._pages.page(request, "forwarded", recipient=shown_address(recipient))
-        digest = self._digest_of(link)
+    def show_forwarded(self, request: Request, recipient: str) -> HTTPResponse:
+        """GET: return the page that revokes the links of a forwarded digest."""
+        return self._pages.page(request, "forwarded", recipient=shown_address(recipient))
+
+    def show_several(self, request: Request, recipient: str, announced: Sequence[Delivery]) -> HTTPResponse:
+        """GET: return the page of several messages of a digest, or the result of what was done there."""
+        announced = self._readable(recipient, announced)
         like, made = cursor(request.query("like")), self._made(request, recipient)
-        held, result = self._held(digest, like), _result(digest, made, request.query("since"))
+        held, result = self._held(recipient, announced, like), _result(announced, made, request.query("since"))
         listed, done = held[:_MAX_MESSAGES], [each for outcome in result for each in outcome.deliveries]
         rows = self._pages.rows(request, [*{each.key: each for each in (*listed, *done)}.values()], recipient)
         of = {row.delivery.key: row for row in rows}
@@ -94,7 +95,8 @@ class DigestPages:
         like = cursor(request.query("like"))
         group = _group(like)
         made = self._made(request, recipient) if request.form("do") == "restore" else None
-        chosen = self._selected(self._digest_of(link), " ".join(request.all_of_form("mail")).split())
+        announced = self._readable(recipient, self._store.digests.get(link.id).deliveries)
+        chosen = self._selected(announced, " ".join(request.all_of_form("mail")).split())
         if made is not None and _has_deleted(made):
             batch = self._pages.batches.undo(made)
         elif request.form("do") not in ("release", "delete") or not chosen:
@@ -148,21 +150,20 @@ class DigestPages:
             all=number(len(chosen)),
         )
 
-    def _digest_of(self, link: Link) -> Digest:
-        """Return the digest without deliveries that its recipient may no longer read."""
-        digest = self._store.digests.get(link.id)
-        reader = self._pages.parts.people.reader(digest.recipient)
-        theirs = tuple(d for d in digest.deliveries if d.recipient in reader.identities)
-        return replace(digest, reader=reader, deliveries=theirs)
+    def _readable(self, recipient: str, announced: Sequence[Delivery]) -> list[Delivery]:
+        """Return the deliveries without those that the recipient may no longer read."""
+        identities = self._pages.parts.people.reader(recipient).identities
+        return [delivery for delivery in announced if delivery.recipient in identities]
 
-    def _held(self, digest: Digest, like: DeliveryId | None) -> list[Delivery]:
+    def _held(self, recipient: str, announced: Sequence[Delivery], like: DeliveryId | None) -> list[Delivery]:
         """Return the held deliveries of a digest, in the digest's order.
 
         Those that are dangerous, or that the recipient may not release, have a page each. ``like``: only this delivery
         and its near-duplicates, as the digest showed them.
         """
-        listed = [delivery for delivery in digest.deliveries if self._is_listed(delivery)]
-        groups = ranked(listed, known_senders(self._store, [digest.effective_reader]).get(digest.recipient, ()))
+        listed = [delivery for delivery in announced if self._is_listed(delivery)]
+        reader = self._pages.parts.people.reader(recipient)
+        groups = ranked(listed, known_senders(self._store, [reader]).get(recipient, ()))
         of_groups = [(group.newest, *group.others) for group in groups]
         return [
             delivery
@@ -177,9 +178,9 @@ class DigestPages:
         is_own = self._pages.parts.domains.right(delivery) is ReleaseRight.SELF
         return is_own and delivery.message.tier is not Tier.DANGEROUS
 
-    def _selected(self, digest: Digest, ticked: Sequence[str]) -> list[Delivery]:
-        """Return the selected deliveries that belong to this digest and may be released together."""
-        by_name = {_form_value(d): d for d in digest.deliveries if self._is_listed(d)}
+    def _selected(self, announced: Sequence[Delivery], ticked: Sequence[str]) -> list[Delivery]:
+        """Return the selected deliveries that belong to the digest and may be released together."""
+        by_name = {_form_value(d): d for d in announced if self._is_listed(d)}
         return [by_name[name] for name in dict.fromkeys(ticked) if name in by_name][:_MAX_MESSAGES]
 
 
@@ -191,19 +192,19 @@ class _Outcome(NamedTuple):
     deliveries: Sequence[Delivery]  # those that are named
 
 
-def _result(digest: Digest, made: Job | None, since: str) -> list[_Outcome]:
+def _result(announced: Sequence[Delivery], made: Job | None, since: str) -> list[_Outcome]:
     """Return the result that a page shows: of the batch that this browser made, else of what changed at or after
     ``since``, in seconds since the epoch. Empty without ``since``."""
     if not _SINCE.fullmatch(since):
         return []
     named: dict[Outcome, list[Delivery]] = {}
     if made is not None:
-        progress, of = Progress.from_json(made.progress), {each.key: each for each in digest.deliveries}
+        progress, of = Progress.from_json(made.progress), {each.key: each for each in announced}
         named = {outcome: [of[key] for key in keys if key in of] for outcome, keys in progress.named.items()}
         counts = progress.counts
     else:
         rendered_at = datetime.fromtimestamp(int(since), UTC)
-        for each in digest.deliveries:
+        for each in announced:
             if each.state_at >= rendered_at and (outcome := _CHANGED_TO.get(each.state)) and not _is_untouched(each):
                 named.setdefault(outcome, []).append(each)
         counts = {outcome: len(found) for outcome, found in named.items()}

@@ -76,13 +76,18 @@ class LinkPages:
         if link.action is Action.PREFERENCES:
             return self._preferences.page(request, self._recipient(request, link))
         link_open = LinkOpen(link.key, self._pages.now())
+        if link.action is Action.SEVERAL:
+            digest = self._store.digests.get(link.id)
+            reader = self._reader_of(request, link, digest.person)
+            if not request.query("since"):
+                self._record_open(request, link, reader, link_open)
+            return self._digest.show_several(request, reader, digest.deliveries)
         if link.action in _DIGEST_ACTIONS:
             recipient = self._recipient(request, link)
-            if not request.query("since"):
-                self._record_open(request, link, recipient, link_open)
+            self._record_open(request, link, recipient, link_open)
             if link.action is Action.OPEN:
                 return self._open(request, recipient)
-            return self._digest.show(request, link, recipient)
+            return self._digest.show_forwarded(request, recipient)
         delivery, person = self._delivery(request, link)
         reader = person.recipient
         # After a POST (`done`) the page must not count as an open and must not submit itself, or it would loop.
@@ -287,7 +292,10 @@ class LinkPages:
 
     def _recipient(self, request: Request, link: Link, *, any_host: bool = False) -> str:
         """Return the recipient of a digest. Raises NotFound, or LinkInvalid if the link may no longer be used."""
-        person = self._store.digests.recipient_of(link.id)
+        return self._reader_of(request, link, self._store.digests.recipient_of(link.id), any_host=any_host)
+
+    def _reader_of(self, request: Request, link: Link, person: Person, *, any_host: bool = False) -> str:
+        """Return the identity of a digest's recipient. Raises LinkInvalid if the link may no longer be used."""
         if (recipient := identity(person.recipient)) != person.recipient:  # of a digest of schema version 5
             person = self._store.recipients.get(recipient)
         if not self._pages.parts.people.is_person(person.recipient):

@@ -242,7 +242,7 @@ def test_a_digest_is_looked_up_with_all_it_announced(store: Store) -> None:
     last = store.digests.last(ALICE)
     assert last is not None
     assert subjects(last.deliveries) == ["1", "2", "3", "6"]
-    assert store.digests.get(last.id).deliveries == last.deliveries
+    assert tuple(store.digests.get(last.id).deliveries) == last.deliveries
     assert store.digests.recipient_of(last.id).recipient == ALICE
     assert store.digests.last(BOB) is None
 

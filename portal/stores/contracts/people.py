@@ -15,6 +15,7 @@ from portal.stores.records import (
     Claims,
     Contacts,
     Digest,
+    DigestOfLink,
     DigestRecord,
     DigestRequest,
     LinkOpen,
@@ -140,9 +141,9 @@ class Digests(ABC):
         it was not: then with its earlier date."""
 
     @abstractmethod
-    def get(self, digest_id: UUID) -> Digest:
-        """Return a digest with those of its deliveries that are still kept, oldest first; without any until it is
-        recorded as sent. Kept for `DIGESTS_KEPT`. Raises NotFound."""
+    def get(self, digest_id: UUID) -> DigestOfLink:
+        """Return the recipient and the deliveries of a digest, none until it is recorded as sent. Takes two statements.
+        Kept for `DIGESTS_KEPT`. Raises NotFound."""
 
     @abstractmethod
     def recipient_of(self, digest_id: UUID) -> Person:

@@ -11,13 +11,12 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from portal.model.errors import NotFound
 from portal.model.message import Delivery, DeliveryId, Reader, State, held_at, new_id
 from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.contracts import Digests
 from portal.stores.lifecycle import address_of
-from portal.stores.records import Digest, DigestRequest, LinkOpen, NoticeClaim, Person, Unsent, Upcoming
+from portal.stores.records import Digest, DigestOfLink, DigestRequest, LinkOpen, NoticeClaim, Person, Unsent, Upcoming
 from portal.stores.senders import KNOWN_MAX
 from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.recipients import HAS_NEWS, person_of_digest
@@ -249,7 +248,12 @@ class SqlDigests(Digests):
     def last(self, recipient: str) -> Digest | None:
         with self._engine.reading() as session:
             row = session.one(_DIGEST.format(self._announced) + _LAST, recipient=recipient)
-            return self._digest_from(session, row) if row else None
+            if row is None:
+                return None
+            id, recipient, address, issued_at, preferences, is_notice, *announced = row
+            deliveries = tuple(self._announced_by(session, id, recipient, announced))
+        chosen = Preferences.from_json(preferences)
+        return Digest(id, recipient, address, issued_at, deliveries, chosen, is_notice=bool(is_notice))
 
     def last_sent(self, recipients: Sequence[str]) -> Mapping[str, datetime]:
         if not recipients:
@@ -270,25 +274,14 @@ class SqlDigests(Digests):
         with self._engine.writing(durable=False) as session:
             session.execute("update digest set issued_at = :issued_at where id = :id", digest)
 
-    def get(self, digest_id: UUID) -> Digest:
+    def get(self, digest_id: UUID) -> DigestOfLink:
         with self._engine.reading() as session:
-            row = session.one(_DIGEST.format(self._announced) + "where id = :id", id=digest_id)
-            if row is None:
-                raise NotFound("there is no such digest")
-            return self._digest_from(session, row)
-
-    def _digest_from(self, session: Session, row: Row) -> Digest:
-        id, recipient, address, issued_at, preferences, is_notice, *announced = row
-        deliveries = tuple(self._announced_by(session, id, recipient, announced))
-        chosen = Preferences.from_json(preferences)
-        return Digest(id, recipient, address, issued_at, deliveries, chosen, is_notice=bool(is_notice))
+            person, announced = person_of_digest(session, digest_id, self._announced)
+            return DigestOfLink(person, self._announced_by(session, digest_id, person.recipient, announced))
 
     def recipient_of(self, digest_id: UUID) -> Person:
         with self._engine.reading() as session:
-            found = person_of_digest(session, digest_id)
-        if found is None:
-            raise NotFound("there is no such digest")
-        return found
+            return person_of_digest(session, digest_id)[0]
 
     def record_link_open(
         self, recipient: str, issued_at: datetime, opened: LinkOpen, since: datetime

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.audit import AuditEntry
+from portal.model.errors import NotFound
 from portal.model.message import first_id, held_at
 from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.stores.contracts import Recipients
@@ -24,8 +25,15 @@ from portal.stores.shared.session import Engine, Row, Session
 HAS_NEWS = "news_since is not null and stopped_at is null"
 _DATA = "stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure, failed_at, devices_valid_from"
 _PERSON = f"select recipient, address, {_DATA} from recipient "
+_COLUMNS = 2 + len(_DATA.split(","))
+# One row, also of somebody unknown, so that the time it takes does not say who is known.
+_ANYBODY = (
+    "select coalesce(r.recipient, :recipient) as recipient, coalesce(r.address, :recipient) as address, stopped_at,"
+    " links_valid_from, news_since, next_digest_at, preferences, coalesce(failure, '') as failure, failed_at,"
+    " devices_valid_from from (select 1) one left join recipient r on r.recipient = :recipient"
+)
 _OF_DIGEST = (
-    f"select digest.recipient, coalesce(r.address, digest.recipient) as address, {_DATA}"
+    f"select digest.recipient, coalesce(r.address, digest.recipient) as address, {_DATA}{{0}}"
     " from digest left join recipient r on r.recipient = digest.recipient where digest.id = :id"
 )
 _UPSERT = (  # sets one column of a recipient who may be unknown
@@ -300,8 +308,9 @@ NO_CHOICES = (None, None, None, NO_PREFERENCES)
 
 def person(session: Session, recipient: str) -> Person:
     """Return a recipient; a Person without any data if the recipient is unknown."""
-    row = session.one(_PERSON + "where recipient = :recipient", recipient=recipient)
-    return _person_from(row) if row else _nobody(recipient)
+    row = session.one(_ANYBODY, recipient=recipient)
+    assert row is not None  # noqa: S101 - the query returns one row
+    return _person_from(row)
 
 
 def _nobody(recipient: str) -> Person:
@@ -309,10 +318,12 @@ def _nobody(recipient: str) -> Person:
     return Person(recipient, recipient, None, None, None, None)
 
 
-def person_of_digest(session: Session, digest_id: UUID) -> Person | None:
-    """Return the recipient of a digest, None if there is no such digest."""
-    row = session.one(_OF_DIGEST, id=digest_id)
-    return _person_from(row) if row else None
+def person_of_digest(session: Session, digest_id: UUID, more: str = "") -> tuple[Person, Sequence[Any]]:
+    """Return the recipient of a digest, and more of its columns, which begin with a comma. Raises NotFound."""
+    row = session.one(_OF_DIGEST.format(more), id=digest_id)
+    if row is None:
+        raise NotFound("there is no such digest")
+    return _person_from(row[:_COLUMNS]), row[_COLUMNS:]
 
 
 def _person_from(row: Row) -> Person:
