@@ -50,6 +50,7 @@ MEASURES = {
     "list-files": lists.list_files,
     "list-postgres": lists.list_postgres,
     "facets-postgres": facets.facets_postgres,
+    "facets-large": facets.facets_large,
     "api-postgres": api.api_postgres,
     "stored-files": size.stored_files,
     "stored-postgres": size.stored_postgres,

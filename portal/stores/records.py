@@ -255,7 +255,7 @@ class DigestRequest(Enum):
 
 
 class DigestOfLink(NamedTuple):
-    """What a link to a digest leads to: its recipient, and its deliveries that are still kept, oldest first."""
+    """The recipient of a digest, and those of its deliveries that are still kept, oldest first."""
 
     person: Person
     deliveries: Sequence[Delivery]

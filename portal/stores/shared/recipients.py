@@ -26,7 +26,7 @@ HAS_NEWS = "news_since is not null and stopped_at is null"
 _DATA = "stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure, failed_at, devices_valid_from"
 _PERSON = f"select recipient, address, {_DATA} from recipient "
 _COLUMNS = 2 + len(_DATA.split(","))
-# One row, also of somebody unknown, so that the time it takes does not say who is known.
+# One row for unknown people as well: the time that it takes must not say who is known.
 _ANYBODY = (
     "select coalesce(r.recipient, :recipient) as recipient, coalesce(r.address, :recipient) as address, stopped_at,"
     " links_valid_from, news_since, next_digest_at, preferences, coalesce(failure, '') as failure, failed_at,"
