@@ -43,7 +43,7 @@ from portal.cli.common import (
     print_table,
     progress,
 )
-from portal.cli.options import MATCHING_OPTIONS, typed_filter, with_extension
+from portal.cli.options import MATCHING_OPTIONS, typed_filter
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
 from portal.model.text import shown
@@ -83,7 +83,7 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
     if options["hold_back"] and not can_hold_back(act, wanted):
         raise WrongCall("--hold-back does not work with --rule: digests cannot leave out what a search by rule finds.")
     with open_parts() as parts:
-        masses, wanted = _masses(parts), with_extension(parts, wanted, typed)
+        masses, wanted = _masses(parts), parts.people.searched(wanted)
         found = masses.dry_run(act, wanted, None)
         _print_dry_run(act, found)
         if options["dry_run"]:

@@ -19,7 +19,7 @@ from portal.cli.common import (
     open_parts,
     print_table,
 )
-from portal.cli.options import criteria_options, typed_filter, with_extension
+from portal.cli.options import criteria_options, typed_filter
 from portal.model.clock import utc_now
 from portal.model.domains import shown_address
 from portal.model.message import Delivery, DeliveryId, Filter, Message
@@ -60,7 +60,7 @@ def list_(
         raise WrongCall("--order is for lists: leave it out with --count and --group-by.")
     wanted = typed_filter(typed)
     with open_parts() as parts:
-        wanted, now = with_extension(parts, wanted, typed), utc_now()
+        wanted, now = parts.people.searched(wanted), utc_now()
         if only_count:
             found = _print_count(parts, wanted, as_json)
         elif group_by:

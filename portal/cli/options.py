@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from portal.assemble import Parts
 from portal.cli.common import WrongCall
 from portal.model import criteria
 from portal.model.criteria import moment
@@ -128,12 +126,3 @@ def typed_filter(typed: Mapping[str, Sequence[str]]) -> Filter:
         return criteria.read(texts, UTC, datetime.now(UTC))
     except BadCriterion as error:
         raise WrongCall(error.sentence(lambda name: f"--{name}")) from error
-
-
-def with_extension(parts: Parts, wanted: Filter, typed: Mapping[str, Sequence[str]]) -> Filter:
-    """Return the search also for the name under which the mail of an address with an extension is held."""
-    recipient = typed.get("recipient")
-    held_as = parts.people.held_as(recipient[0]) if recipient else None
-    if held_as is not None and held_as != wanted.recipient:
-        return replace(wanted, also=(held_as,))  # an address with an extension
-    return wanted

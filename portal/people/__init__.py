@@ -23,9 +23,10 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from portal.model.message import Reader, domain, identity
+from portal.model.message import Filter, Reader, domain, identity
 from portal.people.virtual import DEPTH, Names, canonical, parse, spellings, without_extension
 
 log = logging.getLogger("quarantine.people")
@@ -129,6 +130,11 @@ class Directory:
         if not self.delimiter or (self.file is not None and canonical(address) in self._current().readers):
             return identity(address)
         return identity(without_extension(address, self.delimiter))
+
+    def searched(self, wanted: Filter) -> Filter:
+        """Return the search also for the identity for which messages to its recipient are held."""
+        held_as = wanted.recipient if wanted.recipient is None else self.held_as(wanted.recipient)
+        return wanted if held_as in (wanted.recipient, None) else replace(wanted, also=(held_as,))
 
     def with_extension(self) -> list[str]:
         """Return the addresses of the file that have an address extension, in order."""

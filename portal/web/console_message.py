@@ -217,7 +217,7 @@ class ConsoleMessage:
             wanted = criteria.read(search.typed(), zone, self._pages.now())
         except BadCriterion:
             return self._pages.see_other(HOME + search.query())
-        wanted = wanted.within(None if EVERYWHERE in reach else reach)
+        wanted = self._parts.people.searched(wanted).within(None if EVERYWHERE in reach else reach)
 
         def found(limit: int, before: DeliveryId | None) -> Page:
             return self._parts.store.deliveries.search(wanted, limit, before)

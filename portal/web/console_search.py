@@ -200,7 +200,8 @@ class ConsoleSearch:
         domains = None if EVERYWHERE in reach else reach
         now, error = self._pages.now(), None
         try:
-            wanted: Filter | None = criteria.read(search.typed(), viewer.zone, now).within(domains)
+            typed = criteria.read(search.typed(), viewer.zone, now)
+            wanted: Filter | None = self._parts.people.searched(typed).within(domains)
         except BadCriterion as bad:
             wanted, error = None, bad
         found: dict[str, object] = {}

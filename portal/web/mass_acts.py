@@ -229,7 +229,9 @@ class MassActPages:
             wanted = criteria.read(search.typed(), zone, self._pages.now())
         except BadCriterion:
             return None
-        return wanted.within(None if EVERYWHERE in reach else reach) if search.typed() else None
+        if not search.typed():
+            return None
+        return self._parts.people.searched(wanted).within(None if EVERYWHERE in reach else reach)
 
     # ---- after the confirmation
 

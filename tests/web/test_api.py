@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
 
+from digest.housekeeping import run_mass_acts
 from portal.assemble import Parts
 from portal.batches.batch import Act as BatchAct
 from portal.batches.mass import MassAct
@@ -307,6 +309,20 @@ def test_criteria_find_and_count_what_the_console_finds(site: Site) -> None:
     assert empty["messages"] == [] and "No message has had the symbol ABSENT" in empty["note"]
     groups = program.get("/messages/groups", ("by", "symbol"), ("words", "wanted")).json
     assert groups["groups"] == [{"name": "FUZZY", "count": 1, "score": 7.5}] and groups["total"]["count"] == 1
+
+
+def test_an_address_with_an_extension_finds_what_is_held_without_it(make_parts: Callable[..., Parts]) -> None:
+    site = Site(make_parts(local_domains=DOMAINS, people__recipient_delimiter="+"))
+    held = hold(site.store, recipients=(ALICE,), subject="For the shop")
+    program, typed = client(site), "alice+shop@example.org"
+    answer = program.get("/messages", ("recipient", typed))
+    assert subjects(answer) == ["For the shop"] and answer.json["note"] == ""
+    groups = program.get("/messages/groups", ("recipient", typed), ("by", "domain")).json
+    assert groups["total"]["count"] == 1
+    job = program.post("/jobs", {"act": "delete", "search": {"recipient": typed}, "reason": "Tests."}).json["job"]
+    site.now += timedelta(seconds=61)
+    run_mass_acts(site.parts, site.now)
+    assert program.get(f"/jobs/{job['id']}").json["done"] == 1 and site.state(held) is State.DELETED
 
 
 def test_a_token_of_a_domain_finds_only_its_deliveries(site: Site) -> None:

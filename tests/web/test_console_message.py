@@ -165,6 +165,14 @@ def test_previous_and_next_follow_the_search(site: Site) -> None:
     assert (end.header("Location") or "").startswith("/quarantine/admin/?recipient=")
 
 
+def test_previous_and_next_follow_a_search_by_an_address_with_an_extension(make_parts: Callable[..., Parts]) -> None:
+    site = Site(make_parts(people__recipient_delimiter="+"))
+    first, _, last = (site.hold(recipients=(to,)) for to in (ALICE, BOB, ALICE))
+    search = "%3Frecipient%3Dalice%252Bshop%2540example.org"
+    answer = staff(site).get(f"/admin/messages/{last.id}.0/next?search={search}")
+    assert f"/admin/messages/{first.id}.0/" in (answer.header("Location") or "")
+
+
 def test_previous_is_found_from_a_later_page_of_the_search(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("portal.web.console_message._PREVIOUS_MAX", 4)
     held = [site.hold(recipients=(ALICE,), subject=f"Number {number}") for number in range(10)]

@@ -85,6 +85,15 @@ def test_a_role_for_a_domain_finds_only_its_deliveries(site: Site, role: Role) -
     assert "is not in your domains" in get(browser, ("recipient", ALICE))
 
 
+def test_an_address_with_an_extension_finds_what_is_held_without_it(make_parts: Callable[..., Parts]) -> None:
+    site = Site(make_parts(local_domains=("example.org",), people__recipient_delimiter="+"))
+    hold(site.store, recipients=[ALICE], subject="For the shop")
+    for more in ([], [("symbol", "BAYES_SPAM")], [("by", "domain")]):
+        page = get(staff(site), ("recipient", "Alice+shop@Example.org"), *more)
+        assert "Deliveries: 1" in page or "For the shop" in page, more
+        assert "Nothing is stored" not in page
+
+
 def test_groups_of_whole_days_have_no_limit_and_say_so(site: Site) -> None:
     day = (site.now - timedelta(days=2)).date()
     counts = [Count("", "total", day.isoformat(), "held", "", 150_000)]

@@ -85,6 +85,14 @@ def test_all_that_a_search_finds_is_released_after_a_dry_run_and_a_minute(site: 
     assert "Release Symbol: BAYES_SPAM Finished 2 0 0" in words(browser.get("/admin/jobs/"))
 
 
+def test_a_job_reaches_what_is_held_for_an_address_without_its_extension(make_parts: Callable[..., Parts]) -> None:
+    site = Site(make_parts(local_domains=("example.org",), people__recipient_delimiter="+"))
+    held = site.hold(recipients=(ALICE,))
+    confirm(site, staff(site, Role.ADMINISTRATOR), "delete", search="?recipient=alice%2Bshop%40example.org")
+    run(site)
+    assert site.state(held) is State.DELETED
+
+
 def test_jobs_are_listed_in_pages_whoever_began_the_newest(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("portal.stores.contracts.work._JOBS", 2)
     monkeypatch.setattr("portal.web.mass_acts._LISTED", 1)

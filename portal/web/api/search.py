@@ -50,7 +50,8 @@ class Search(Model):
         Raises BadCriterion.
         """
         reach = parts.staff.reach(member, Permission.SEE_ENVELOPE)
-        return criteria.read(self.texts(), UTC, parts.actions.now()).within(None if EVERYWHERE in reach else reach)
+        wanted = parts.people.searched(criteria.read(self.texts(), UTC, parts.actions.now()))
+        return wanted.within(None if EVERYWHERE in reach else reach)
 
 
 S = TypeVar("S", bound=Search)
