@@ -15,6 +15,7 @@ from uuid import UUID
 
 from bottle import HTTPResponse
 
+from portal.batches.outcomes import last_event
 from portal.model.errors import AlreadyDone, NotAllowed, QuarantineError, RelayDeferred, RelayRefused
 from portal.model.message import Actor, Delivery, EventKind, State
 from portal.model.rule import Effect
@@ -87,10 +88,20 @@ class MessageActs:
                     delivery.id, delivery.number, self._pages.actor(request, "portal", delivery, recipient)
                 )
             except AlreadyDone as error:
-                return "wait" if act == "again" else act, error.delivery
+                return self._late(act, error.delivery), error.delivery
             except RelayDeferred:
                 return act, self._pages.parts.store.deliveries.get(delivery.key)
         return act, None
+
+    def _late(self, act: str, delivery: Delivery | None) -> str:
+        """Return the result of an act on a delivery that was in another state by then."""
+        if act == "again" and delivery is not None and delivery.state in (State.RELEASED, State.PASSED):
+            return "wait"
+        if act == "spam" and delivery is not None and delivery.state is State.DELETED:
+            events = self._pages.parts.store.deliveries.last_events([delivery.key]).get(delivery.key, ())
+            deletion = last_event(events, (EventKind.DELETED, EventKind.CONFIRMED))
+            return act if deletion is not None and deletion.kind is EventKind.CONFIRMED else "unreported"
+        return act
 
     def _with_rule(self, request: Request, recipient: str, delivery: Delivery, button: str) -> tuple[str, Effect]:
         """Perform the action of a button, then make its rule for the sender. Return the result to show."""

@@ -22,7 +22,8 @@ from portal.web.request import Request
 # somebody else acted before.
 STAFF_ACTS = ("link", "link-limit", "deny", "reannounce", "late")
 ACTS = (
-    *("release", "again", "wait", "delete", "spam", "restore", "unblock", "ask", "withdraw", "question", "asked"),
+    *("release", "again", "wait", "delete", "spam", "unreported", "restore", "unblock", "ask", "withdraw"),
+    *("question", "asked"),
     *STAFF_ACTS,
 )
 _COOKIE = "result"

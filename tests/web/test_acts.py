@@ -14,12 +14,12 @@ import pytest
 
 from digest import housekeeping
 from portal.assemble import Parts
-from portal.model.errors import StoreUnavailable, TooManyRules
-from portal.model.message import EventKind, State, Symbol, Tier
+from portal.model.errors import RelayDeferred, StoreUnavailable, TooManyRules
+from portal.model.message import EventKind, Scan, ScanOutcome, Start, State, Symbol, Tier
 from portal.model.rule import Effect
 from portal.stores.records import Held
 from portal.web import limits
-from tests.builders import ALICE, BOB, MALLORY, SENDER, rule
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, rule
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
 from tests.web_client import Answer, Browser, Site
@@ -161,6 +161,125 @@ def test_the_page_with_both_results_takes_few_statements(
     with statements.of() as queries:
         assert "Blocked:" in browser.get(f"/messages/{held.id}/").text
     assert len(queries) <= 5, "\n".join(queries)
+
+
+# ---- another tab was faster
+
+# What the page says of each act that was done, in the states that it leads to.
+DONE = {
+    "release": r"Released on|on its way|was deferred",
+    "release-allow": r"Released on|on its way|was deferred",
+    "again": r"on its way|was deferred",
+    "delete": r"Deleted on",
+    "delete-block": r"Deleted on",
+    "spam": r"Reported as spam and deleted on",
+    "restore": r"Deletion undone",
+    "unblock": r"Moved to held messages",
+    "ask": r"Release requested on",
+    "withdraw": r"Request withdrawn",
+}
+# An act of another tab, and what the page says after an act that it made impossible.
+FASTER = [
+    ("held", "delete", "release", "Not released: the message was deleted on"),
+    ("held", "delete", "release-allow", "Not released: the message was deleted on"),
+    ("held", "delete", "spam", "Not reported: the message was deleted on"),
+    ("held", "spam", "spam", "Reported as spam and deleted on"),
+    ("held", "spam", "delete", "Deleted on"),
+    ("held", "ask", "release", "Not released: its release was requested on"),
+    ("held", "release", "release", "Released on"),
+    ("held", "release", "delete", "Not changed: the message was released on"),
+    ("held", "release", "delete-block", "Not changed: the message was released on"),
+    ("held", "release", "spam", "Not changed: the message was released on"),
+    ("held", "deferred", "release", "was deferred"),
+    ("held", "deferred", "delete", "Not changed: the message was released on"),
+    ("dangerous", "delete", "ask", "Not released: the message was deleted on"),
+    ("dangerous", "approve", "ask", "Not changed: the message was released on"),
+    ("dangerous", "approve", "delete", "Not changed: the message was released on"),
+    ("blocked", "delete", "release", "Not released: the message was deleted on"),
+    ("blocked", "delete", "unblock", "Not changed: the message was deleted on"),
+    ("blocked", "release", "unblock", "Not changed: the message was released on"),
+    ("blocked", "deferred", "unblock", "Not changed: the message was released on"),
+    ("blocked", "ask", "unblock", "Not changed: its release was requested on"),
+    ("blocked", "unblock", "unblock", "Moved to held messages"),
+    ("blocked", "raised", "release", "Not released: only an administrator can release this message"),
+    ("passed", "delete", "again", "Not sent again: the message was deleted on"),
+    ("passed", "ask", "again", "Not sent again: its release was requested on"),
+    ("passed", "again", "again", "Not sent again: it was sent less than a minute ago"),
+    ("passed", "again", "delete", "Not changed: the message was released on"),
+    ("passed", "deferred", "again", "was deferred"),
+    ("passed", "raised", "again", "Not sent again: only an administrator can release this message"),
+    ("released", "raised", "again", "Not sent again: only an administrator can release this message"),
+    ("released", "again", "again", "Not sent again: it was sent less than a minute ago"),
+    ("requested", "delete", "withdraw", "Not changed: the message was deleted on"),
+    ("requested", "approve", "withdraw", "Not changed: the message was released on"),
+    ("requested", "deny", "withdraw", "Not changed Your administrator denied the release request on"),
+    ("requested", "withdraw", "withdraw", "Request withdrawn"),
+    ("requested", "approve", "delete", "Not changed: the message was released on"),
+    ("deleted", "ask", "restore", "Not changed: its release was requested on"),
+    ("deleted", "release", "restore", "Not changed: the message was released on"),
+    ("deleted", "deferred", "restore", "Not changed: the message was released on"),
+    ("deleted", "restore", "restore", "Deletion undone"),
+]
+
+
+def begin(site: Site, state: str) -> Held:
+    """Hold a message for Alice, and bring it to this state."""
+    tier = Tier.DANGEROUS if state in ("dangerous", "requested") else Tier.SPAM
+    starts = {ALICE: Start(State(state), rule("example.net").as_actor)} if state in ("passed", "blocked") else {}
+    held = hold(site, tier, starts=starts)
+    if state == "released":
+        site.parts.actions.release(held.id, 0, BY_LINK)
+    if state == "requested":
+        site.parts.actions.request_release(held.id, 0, BY_LINK)
+    if state == "deleted":
+        site.parts.actions.delete(held.id, 0, BY_LINK)
+    site.pass_time(minutes=2)
+    return held
+
+
+def overtake(site: Site, smtp: SmtpServer, held: Held, state: str, act: str) -> None:
+    """Do what another tab, an administrator or a virus scan does."""
+    actions, delivery = site.parts.actions, (held.id, 0)
+    if state == "deleted" and act != "restore":
+        actions.restore(*delivery, BY_LINK)
+    again = state in ("passed", "released")
+    match act:
+        case "release" | "again":
+            actions.release(*delivery, BY_LINK, again=again)
+        case "deferred":
+            smtp.script["RCPT"] = "451 4.3.0 try again later"
+            with pytest.raises(RelayDeferred):
+                actions.release(*delivery, BY_LINK, again=again)
+        case "approve":
+            actions.release(*delivery, BY_OPERATOR, operator=True)
+        case "deny":
+            actions.refuse_request(*delivery, BY_OPERATOR, "It has a virus.")
+        case "raised":
+            site.store.messages.record_scan(held.id, Scan(ScanOutcome.FOUND, site.now), Tier.DANGEROUS, site.now)
+        case _:
+            method = {
+                "delete": actions.delete,
+                "spam": actions.confirm_spam,
+                "restore": actions.restore,
+                "unblock": actions.unblock,
+                "ask": actions.request_release,
+                "withdraw": actions.withdraw_request,
+            }[act]
+            method(*delivery, BY_LINK)
+
+
+@pytest.mark.parametrize("place", ["message", "list"])
+@pytest.mark.parametrize(("state", "other", "act", "expected"), FASTER)
+def test_each_act_says_so_if_another_tab_was_faster(
+    site: Site, smtp: SmtpServer, place: str, state: str, other: str, act: str, expected: str
+) -> None:
+    held, browser = begin(site, state), site.signed_in(ALICE)
+    overtake(site, smtp, held, state, other)
+    before, events = site.state(held), len(site.history(held))
+    text = said(browser, press(browser, held, act, **{"from": place}))
+    assert (site.state(held), len(site.history(held))) == (before, events)
+    assert expected in text
+    assert re.search(rf"Not (changed|released|reported|sent)|{DONE[act]}", expected)
 
 
 # ---- questions
