@@ -8,13 +8,13 @@ threshold is the same for nearly all messages.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from operator import attrgetter
 from uuid import UUID
 
-from portal.model.message import Delivery, Message, Tier
+from portal.model.message import Delivery, DeliveryId, Message, Tier
 from portal.model.record import record
 from portal.model.sender import from_address, trusted
 from portal.model.text import N_, shown
@@ -65,6 +65,11 @@ class Group:
         return 1 + len(self.others)
 
     @property
+    def keys(self) -> Sequence[DeliveryId]:
+        """The keys of its deliveries."""
+        return [each.key for each in (self.newest, *self.others)]
+
+    @property
     def section(self) -> Section:
         """The part of the list that it belongs to. A likely mistake has a proven sender."""
         tier = self.newest.message.tier
@@ -113,6 +118,30 @@ def ranked(deliveries: Iterable[Delivery], known: Collection[str]) -> list[Group
     trust = {delivery.id: trusted(delivery.message) for delivery in deliveries}
     ordered = sorted(deliveries, key=lambda each: _likeliest_mistake_first(each.message, trust[each.id], known))
     return sorted(_grouped(ordered, trust, known), key=attrgetter("section"))
+
+
+def rows_of(ranking: Sequence[Group], key: DeliveryId) -> tuple[int, int] | None:
+    """Return the number of the row with a delivery, and the one after it; None if no row has it."""
+    number = next((number for number, group in enumerate(ranking) if key in group.keys), None)
+    return None if number is None else (number, number + 1)
+
+
+def rows_of_missing(ranking: Sequence[Group], missing: Delivery, known: Collection[str]) -> tuple[int, int]:
+    """Return what `rows_of` would have returned when a delivery was among those of a ranking.
+
+    If none of its near-duplicates is left, both numbers are those of the row that has taken its place.
+    """
+    deliveries = [delivery for group in ranking for delivery in (group.newest, *group.others)]
+    # Equal ones are in the order of a list: the newest first.
+    newest = sorted([*deliveries, missing], key=lambda each: (each.id, each.number), reverse=True)
+    before = ranked(newest, known)
+    place = next(number for number, group in enumerate(before) if missing.key in group.keys)
+    own = [rows for key in before[place].keys if (rows := rows_of(ranking, key))]
+    if own:
+        return own[0]
+    others = [rows for key in (before[place - 1].keys if place else ()) if (rows := rows_of(ranking, key))]
+    number = max((after for _, after in others), default=0)
+    return number, number
 
 
 def grouped(deliveries: Iterable[Delivery]) -> list[Group]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl
@@ -17,8 +18,9 @@ from uuid import UUID
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
+from portal.model.errors import NotFound
 from portal.model.message import Delivery, DeliveryId, Reader, State, first_id, new_id
-from portal.model.ranking import Group, grouped, ranked, unfolded
+from portal.model.ranking import Group, grouped, ranked, rows_of, rows_of_missing, unfolded
 from portal.model.ranking import Section as Likelihood
 from portal.model.short_reasons import shortly
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
@@ -147,7 +149,7 @@ class Inbox:
         again = reselection(self._sessions.kept_form(request, session, is_shown=result.undone != ""))
         part = self._part(listing, reader, viewer, counts, again.ceiling)
         if part is None:
-            return self._pages.see_other(f"/{request.query_without('down_to', 'at')}")
+            return self._pages.see_other(f"/{request.query_without('down_to', 'at', 'up_to', 'skip')}")
         deliveries = [each for group in part.groups for each in (group.newest, *group.others[:_LISTED_OTHERS])]
         job = session.job if session.job and self._pages.batches.is_of_reader(session.job, session.recipient) else None
         named = listed(job) if job else [result.key] if result.key else []
@@ -256,24 +258,51 @@ class Inbox:
             begin = max(0, at - number)
             newer = listing.newer(page.next, begin, is_exact=is_exact)
             return Part(groups, position(begin, number, at, is_whole=False), listing.older(listing.down_to, at), newer)
-        page = search(RANKED_MAX)
-        ranking = ranked(page.deliveries, addresses_in(counts.released_from))
+        page, known = search(RANKED_MAX), addresses_in(counts.released_from)
+        ranking = ranked(page.deliveries, known)
         ranking = unfolded(ranking) if listing.get("like") else ranking
-        begin, end = listing.skip, listing.skip + listing.size
-        older = listing.query(skip=str(end), select="") if end < len(ranking) else None
-        newer = listing.query(skip=str(max(0, begin - listing.size)), select="") if begin else None
-        before, number = (sum(group.size for group in some) for some in (ranking[:begin], ranking[begin:end]))
+        # A search of a large mailbox may take a statement more, and that of near-duplicates does.
+        is_one = not listing.is_filtered or (_is_small(counts) and not criteria.like)
+        begin, end = self._rows_of_page(listing, reader, ranking, known, may_read=is_one)
+        if listing.up_to and end <= listing.size:
+            return None
+        groups, rows = ranking[begin:end], len(ranking)
+        older = listing.next_ranked(groups[-1].newest.key, end) if groups and end < rows else None
+        newer = listing.previous_ranked(groups[0].newest.key if groups else None, min(begin, rows)) if begin else None
+        before, number = (sum(group.size for group in some) for some in (ranking[:begin], groups))
         sizes = Counter[Likelihood]()
         for group in ranking:
             sizes[group.section] += group.size
         counts_of = {each: viewer.language.number(n) + ("+" if page.next else "") for each, n in sizes.items()}
         return Part(
-            ranking[begin:end],
+            groups,
             position(before, number, len(page.deliveries), is_whole=page.next is None),
             older,
             newer,
             counts=counts_of,
         )
+
+    def _rows_of_page(
+        self, listing: Listing, reader: Reader, ranking: Sequence[Group], known: Collection[str], *, may_read: bool
+    ) -> tuple[int, int]:
+        """Return the numbers of the first row of a page, and of the one after its last, if likely mistakes are first.
+
+        A page begins after a row, or ends before one: so none is repeated or left out when messages are held or deleted
+        in the meantime. ``may_read``: the page has a statement left to find the place of a row that is gone. Without it
+        the number of rows that the pages have counted is its place.
+        """
+        key = listing.after or listing.up_to
+        beside = rows_of(ranking, key) if key else None
+        if key and beside is None and may_read:
+            with suppress(NotFound):
+                gone = self._store.deliveries.get_for(reader, key.message_id, key.number)
+                beside = rows_of_missing(ranking, gone, known)
+        if listing.up_to:
+            end = beside[0] if beside else listing.skip + listing.size
+            return max(0, end - listing.size), end
+        # At least one of the rows that were counted is gone: its own.
+        begin = beside[1] if beside else max(0, listing.skip - (1 if listing.after else 0))
+        return begin, begin + listing.size
 
     def _elsewhere(
         self, listing: Listing, reader: Reader, viewer: Viewer, counts: Counts
@@ -285,7 +314,7 @@ class Inbox:
         """
         others = frozenset(State) - frozenset(VIEWS[listing.view])
         criteria = listing.criteria(viewer.zone)
-        is_small = counts.complete and sum(counts.of.values()) <= NEWEST_MAX
+        is_small = _is_small(counts)
         if not listing.is_filtered or not others or criteria.like or (needs_filtering(criteria) and not is_small):
             return []
         # With all states, words are compared without the index (`begins_with_newest`). This view's have no matches.
@@ -333,6 +362,11 @@ def _row_of(rows: Mapping[DeliveryId, Row], message_id: UUID | None, number: int
     )
 
 
+def _is_small(counts: Counts) -> bool:
+    """Return whether a search of the mailbox is one statement."""
+    return counts.complete and sum(counts.of.values()) <= NEWEST_MAX
+
+
 def _messages_before(listing: Listing, counts: Counts) -> tuple[int, bool]:
     """Return the number of messages from the first one to the page's `before` or `down_to`, and whether it is exact: of
     a list without filters, as long as `counts` counts so many; else the pages have counted them before."""
@@ -343,7 +377,7 @@ def _messages_before(listing: Listing, counts: Counts) -> tuple[int, bool]:
 
 def _news(listing: Listing, counts: Counts, since: datetime | None, viewer: Viewer) -> tuple[str, str] | None:
     """Return how many messages of the list are new, and since when; None if none are, or they were not counted."""
-    if since is None or counts.since is None or listing.cursor or listing.skip or listing.is_filtered:
+    if since is None or counts.since is None or not listing.is_first_page or listing.is_filtered:
         return None
     number = sum(counts.since.get(state, 0) for state in VIEWS[listing.view])
     return (viewer.language.number(number), viewer.language.short_moment(since, viewer.zone)) if number else None

@@ -52,10 +52,14 @@ _LENGTHS = {  # the parameters, and the most characters of each
     "before": 42,
     "down_to": 42,
     "at": 6,
+    "after": 42,
+    "up_to": 42,
     "skip": 4,
     "select": 8,
 }
-_OF_PAGE = ("before", "down_to", "at", "skip", "select")  # the others stay the same on all pages of a list
+_OF_PAGE = (  # the others stay the same on all pages of a list
+    *("before", "down_to", "at", "after", "up_to", "skip", "select"),
+)
 _OF_FILTERS = (
     *("q", "sender", "since", "until", "tier", "score-min", "score-max", "reason", "attachment", "mailbox", "like"),
 )
@@ -96,7 +100,7 @@ class Listing:
 
     def first_page(self, select: str = "") -> str:
         """Return the query string of the first page."""
-        return self.query(before="", down_to="", at="", skip="", select=select)
+        return self.query(**{**dict.fromkeys(_OF_PAGE, ""), "select": select})
 
     def without_filters(self) -> str:
         """Return the query string of the same list without search and filters."""
@@ -152,9 +156,24 @@ class Listing:
         return self.before or self.down_to
 
     @property
+    def after(self) -> DeliveryId | None:
+        """The delivery after whose row the page begins, if `is_ranked`."""
+        return cursor(self.get("after"))
+
+    @property
+    def up_to(self) -> DeliveryId | None:
+        """The delivery before whose row the page ends, if `is_ranked`, if there is no `after`."""
+        return None if self.after else cursor(self.get("up_to"))
+
+    @property
     def skip(self) -> int:
-        """The rows on the pages before this one, if `is_ranked`."""
+        """The rows on the pages before this one, as the pages counted them, if `is_ranked`."""
         return _number(self.get("skip"))
+
+    @property
+    def is_first_page(self) -> bool:
+        """True if no page is before this one."""
+        return not (self.cursor or self.after or self.up_to or self.skip)
 
     @property
     def at(self) -> int:
@@ -173,6 +192,18 @@ class Listing:
         if is_exact and 0 < at <= self.size:
             return self.first_page()
         return self.query(before="", down_to=name_of(down_to), at=str(at or ""), select="")
+
+    def next_ranked(self, after: DeliveryId, skip: int) -> str:
+        """Return the query string of the page that begins after this delivery's row, the last one of ``skip`` rows."""
+        return self.query(after=name_of(after), up_to="", skip=str(skip), select="")
+
+    def previous_ranked(self, up_to: DeliveryId | None, rows: int) -> str:
+        """Return the query string of the page that ends before this delivery's row, with ``rows`` before that row.
+
+        Without a delivery, the page has the last of these rows.
+        """
+        skip = max(0, rows - self.size)
+        return self.query(after="", up_to=name_of(up_to) if up_to else "", skip=str(skip or ""), select="")
 
     def filter(self, zone: ZoneInfo) -> Filter:
         """Return the criteria besides states, words and recipients. Days are those of this time zone."""

@@ -6,6 +6,8 @@ import html
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -172,6 +174,102 @@ def test_newer_leaves_out_nothing_that_was_on_the_page_before(
     back = page_after(browser, third, "prev")
     assert shown(back) == shown(second)
     assert {*shown(first)} <= {*shown(page_after(browser, back, "prev"))}
+
+
+def hold_ranked(site: Site, score: float, **more: Any) -> str:
+    """Hold a message that is at the place of its score in the order of likely mistakes; return its row."""
+    held = site.hold(
+        subject=f"Offer {score}", header_from=f"<a@s{score}.example>", recipients=(ALICE,), **more, score=score
+    )
+    return f"{held.id}.0"
+
+
+def delete(site: Site, row: str) -> None:
+    site.parts.actions.delete(UUID(row.partition(".")[0]), 0, BY_LINK)
+
+
+@pytest.mark.parametrize("query", ["", "&q=offer"])
+@pytest.mark.parametrize("deleted", [(), (2,), (4,), (3, 4), (5,), (0, 1, 2, 3, 4), (4, 5, 6)])
+def test_no_row_of_the_likely_mistakes_is_repeated_or_left_out(
+    site: Site, monkeypatch: pytest.MonkeyPatch, query: str, deleted: tuple[int, ...]
+) -> None:
+    """Between two pages messages are deleted elsewhere, and others are held before and after the row between them."""
+    monkeypatch.setattr("portal.web.listing._SIZE", "5")
+    rows = [hold_ranked(site, 20 + n) for n in range(15)]
+    browser = site.signed_in(ALICE)
+    first = browser.get(f"/?order=likely{query}").text
+    assert shown(first) == rows[:5]
+    for number in deleted:
+        delete(site, rows[number])
+    hold_ranked(site, 19)
+    late = hold_ranked(site, 26.5)
+    rows[7:7] = [late]
+    left = [row for number, row in enumerate(rows) if number >= 5 and number not in deleted]
+    second = page_after(browser, first, "next")
+    assert shown(second) == left[:5]
+    assert shown(page_after(browser, second, "next")) == left[5:10]
+
+
+@pytest.mark.parametrize("query", ["", "&q=offer"])
+@pytest.mark.parametrize("deleted", [(), (2,), (5,), (9,), (10,), (10, 11), (9, 10)])
+def test_no_row_is_repeated_or_left_out_on_the_way_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch, query: str, deleted: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr("portal.web.listing._SIZE", "5")
+    rows = [hold_ranked(site, 20 + n) for n in range(15)]
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/?order=likely{query}").text
+    for _ in range(2):
+        page = page_after(browser, page, "next")
+    assert shown(page) == rows[10:]
+    for number in deleted:
+        delete(site, rows[number])
+    early, late = hold_ranked(site, 19), hold_ranked(site, 29.5)
+    before = [early, *(row for number, row in enumerate(rows[:10]) if number not in deleted), late]
+    back = page_after(browser, page, "prev")
+    assert shown(back) == before[-5:]
+    assert shown(page_after(browser, back, "next")) == [row for n, row in enumerate(rows) if n > 9 and n not in deleted]
+    further = page_after(browser, back, "prev")
+    # The first page is as long as any other.
+    assert shown(further) == (before[-10:-5] if len(before) > 10 else before[:5])
+
+
+def test_the_place_of_a_row_that_is_gone_is_its_number_in_a_large_mailbox(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search takes the statement that would find it."""
+    monkeypatch.setattr("portal.web.listing._SIZE", "5")
+    monkeypatch.setattr(inbox, "NEWEST_MAX", 10)
+    rows = [hold_ranked(site, 20 + n) for n in range(15)]
+    browser = site.signed_in(ALICE)
+    first = browser.get("/?order=likely&q=offer").text
+    second = page_after(browser, first, "next")
+    delete(site, rows[5])
+    third = page_after(browser, second, "next")
+    assert shown(page_after(browser, second, "prev")) == rows[:5]
+    delete(site, rows[4])
+    assert shown(page_after(browser, first, "next")) == rows[6:11]
+    assert shown(third) == rows[10:]
+
+
+def test_a_row_of_near_duplicates_is_found_by_those_that_are_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.web.listing._SIZE", "5")
+    rows = [hold_ranked(site, 20 + n) for n in range(8)]
+    same = [site.hold(subject=f"Invoice {n}", header_from="<a@same.example>", score=24.5) for n in range(3)]
+    browser = site.signed_in(ALICE)
+    page = browser.get("/?order=likely").text
+    assert shown(page) == rows[:5]
+    second = page_after(browser, page, "next")
+    assert shown(second) == [f"{same[2].id}.0", *rows[5:]]
+    delete(site, f"{same[2].id}.0")
+    assert shown(page_after(browser, second, "prev")) == rows[:5]
+    monkeypatch.setattr("portal.web.listing._SIZE", "6")
+    page = browser.get("/?order=likely").text
+    assert shown(page) == [*rows[:5], f"{same[1].id}.0"]
+    delete(site, f"{same[1].id}.0")
+    assert shown(page_after(browser, page, "next")) == rows[5:]
+    delete(site, f"{same[0].id}.0")
+    assert shown(page_after(browser, page, "next")) == rows[5:]
 
 
 def test_the_last_of_two_pages_offers_all_messages_like_the_first_one(site: Site) -> None:

@@ -42,7 +42,10 @@ SEARCHES = (
     *("?sender=hop", "?attachment=1", "?reason=absent", "?q=offer&order=likely", "?q=%22offer+absent%22"),
 )
 SIMILAR = ("?like=ID", "?like=ID&select=matching", "?like=ID&order=likely", "?like=ID&q=absent&attachment=1")
-NEWER = ("?down_to=ID&q=offer&sender=romo",)
+NEWER = (
+    "?down_to=ID&q=offer&sender=romo",
+    *("?order=likely&after=ID&skip=25", "?order=likely&q=offer&after=ID&skip=25"),  # of a row that is gone
+)
 INFO = "info@example.org"
 FEW = 5
 MESSAGES = ("", "formatted", "headers", "source", "html", "sender", "download")
@@ -128,7 +131,7 @@ def test_searches_of_a_large_mailbox_take_few_statements(
 
 
 @pytest.mark.parametrize("acted", [1, 3])
-@pytest.mark.parametrize("path", [*LISTS, *SEARCHES, *SIMILAR, *NEWER])
+@pytest.mark.parametrize("path", [*LISTS, *SEARCHES, *SIMILAR, *NEWER, "?order=likely&q=offer&up_to=ID&skip=9"])
 def test_lists_with_the_result_of_an_act_take_few_statements(
     statements: Statements, make_parts: Callable[..., Parts], tmp_path: Path, path: str, acted: int
 ) -> None:
