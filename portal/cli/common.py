@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from portal.assemble import OUTCOMES_SECONDS, Parts, assemble
+from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, SettingsError, StoreUnusable
-from portal.model.message import Actor, ActorKind, Message
+from portal.model.message import Actor, ActorKind, Message, domain
 from portal.model.text import shown
 from portal.settings import load
 
@@ -57,7 +58,8 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             raise SystemExit(0) from None
         except OSError as error:  # `quarantine print ID > FILE` on a full disk
             target = str(error.filename) if error.filename else "the output could not be written"
-            _print_error(f"{target}: {error.strerror or error}", 1)
+            advice = "Check its path and rights" if error.filename else "Make room, or write it elsewhere"
+            _print_error(f"{target}: {error.strerror or error}. {advice}, then call it again.", 1)
             sys.stderr.close()  # Python flushes it again at exit and would report the error again
             raise SystemExit(1) from error
 
@@ -97,6 +99,14 @@ def current_operator() -> Actor:
     if name:
         return Actor(ActorKind.OPERATOR, shown(name, _NAME_CHARACTERS), f"cli:{shown(account)}")
     return Actor(ActorKind.OPERATOR, shown(account), "cli")
+
+
+def local_domain(parts: Parts, name: str) -> str:
+    """Return a domain as in identities. Raises WrongCall unless it is one of `local_domains`."""
+    host = domain(name)
+    if not parts.domains.is_local(host):
+        raise WrongCall(f"{shown_address(host)} is not a domain of local_domains. Check its spelling.")
+    return host
 
 
 def find_message(parts: Parts, id: str) -> Message:

@@ -19,6 +19,7 @@ from portal.cli.common import (
     current_operator,
     guarded,
     json_text,
+    local_domain,
     new_table,
     open_parts,
     print_table,
@@ -164,9 +165,7 @@ COMMANDS = (digests,)
 
 def _hosts(parts: Parts, host: str | None) -> Collection[str] | None:
     """Return the domain that was given. Raises WrongCall."""
-    if host is not None and not parts.domains.is_local(domain(host)):
-        raise WrongCall(f"{shown_address(host)} is not a domain of local_domains.")
-    return None if host is None else {domain(host)}
+    return None if host is None else {local_domain(parts, host)}
 
 
 def _change_all(
@@ -182,7 +181,7 @@ def _change_all(
     """Check all recipients and values, then change them and print the results."""
     reason = reason or ""
     if len(reason) > REASON_CHARACTERS:
-        raise WrongCall(f"--reason: This is longer than {REASON_CHARACTERS} characters.")
+        raise WrongCall(f"--reason: This is longer than {REASON_CHARACTERS} characters. Shorten it.")
     lines = [Line(0, address) for address in addresses]
     lines += _read(file, act) if file is not None else []
     if not (lines or host):
@@ -213,11 +212,9 @@ def _read(file: Path, act: DigestAct) -> Sequence[Line]:
 
 def _of_domain(parts: Parts, host: str) -> Sequence[Line]:
     """Return the people of a domain. Raises WrongCall, NotDone."""
-    if not parts.domains.is_local(domain(host)):
-        raise WrongCall(f"{shown_address(host)} is not a domain of local_domains.")
-    lines = recipient_lists.of_domain(parts.recipients, domain(host), _MAX_PEOPLE)
+    lines = recipient_lists.of_domain(parts.recipients, local_domain(parts, host), _MAX_PEOPLE)
     if not lines:
-        raise NotDone(f"Nothing is stored for recipients of {shown_address(host)}.")
+        raise NotDone(f"Nothing is stored for recipients of {shown_address(host)}. Give their addresses instead.")
     return lines
 
 

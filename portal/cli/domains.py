@@ -63,7 +63,7 @@ def show(name: str, as_json: bool) -> None:
         try:
             values, history = plain_values(parts.domains.own(name)), parts.domains.history(name, _HISTORY)
         except BadDomainValue as error:
-            raise NotDone(str(error)) from error
+            raise WrongCall(str(error)) from error
         sources = parts.domains.sources(name)
     if as_json:
         click.echo(json_text({"values": values, "sources": sources, "history": list(map(_change_json, history))}))

@@ -72,16 +72,16 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
     if recipient is not None:
         typed["recipient"] = (recipient,)
     if not typed:
-        raise WrongCall("--matching needs at least one thing to search for, like --symbol or --since.")
+        raise WrongCall("--matching needs something to search for: give at least one option like --symbol or --since.")
     if options["hold_back"] and act not in HOLDING_BACK:
-        raise WrongCall("--hold-back is not for this command: digests do not list these messages.")
+        raise WrongCall("Leave out --hold-back: digests do not list these messages.")
     if options["notify"] and act not in MAILING:
-        raise WrongCall("--notify is not for this command: each recipient gets a mail for each request anyway.")
+        raise WrongCall("Leave out --notify: each recipient gets a mail for each request anyway.")
     if not options["reason"] and not options["dry_run"]:
         raise WrongCall("Give a --reason, or look first with --dry-run.")
     wanted = typed_filter(typed)
     if options["hold_back"] and not can_hold_back(act, wanted):
-        raise WrongCall("--hold-back does not work with --rule: digests cannot leave out what a search by rule finds.")
+        raise WrongCall("Leave out --hold-back or --rule: digests cannot leave out what a search by rule finds.")
     with open_parts() as parts:
         masses, wanted = _masses(parts), parts.people.searched(wanted)
         found = masses.dry_run(act, wanted, None)
@@ -89,7 +89,7 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
         if options["dry_run"]:
             return
         if not found.count:
-            raise NotDone("There is nothing to do.")
+            raise NotDone("There is nothing to do. To see what the search finds: quarantine list")
         if not options["yes"] and not sys.stdin.isatty():
             raise WrongCall("Confirm with --yes, or look first with --dry-run.")
         if not options["yes"] and not click.confirm(f"{act.capitalize()} {found.count} deliveries?"):
@@ -238,7 +238,7 @@ def _steering(name: str, command: Command | None, help: str) -> None:
             masses = _masses(parts)
             found = _found(masses, id)
             if found.status in ENDED:
-                raise NotDone(f"The job has ended: {found.status}.")
+                raise NotDone(f"The job has ended: {found.status}. See: quarantine jobs show {id}")
             masses.steer(found, command, current_operator())
             click.echo(f"{id}: {name}")
 
@@ -257,9 +257,9 @@ def retry(id: UUID) -> None:
         masses = _masses(parts)
         found = _found(masses, id)
         if found.status not in ENDED:
-            raise NotDone("The job has not ended yet.")
+            raise NotDone(f"The job has not ended yet. See: quarantine jobs show {id}")
         if not found.failed:
-            raise NotDone("Nothing failed in this job.")
+            raise NotDone(f"Nothing failed in this job. See: quarantine jobs show {id}")
         _follow(masses, masses.retry_failed(found, current_operator()).id)
 
 

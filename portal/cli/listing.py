@@ -57,7 +57,7 @@ def list_(
     if only_count and group_by:
         raise WrongCall("Use either --count or --group-by.")
     if order and (only_count or group_by):
-        raise WrongCall("--order is for lists: leave it out with --count and --group-by.")
+        raise WrongCall("Leave out --order, which is for lists, with --count and --group-by.")
     wanted = typed_filter(typed)
     with open_parts() as parts:
         wanted, now = parts.people.searched(wanted), utc_now()

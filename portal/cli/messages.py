@@ -26,7 +26,7 @@ from portal.cli.options import FILLED, is_matching, matching_options
 from portal.model.audit import Act as Audited
 from portal.model.audit import AuditEntry
 from portal.model.domains import shown_address
-from portal.model.errors import NotAllowed, QuarantineError, RelayDeferred, RelayRefused, SettingsError
+from portal.model.errors import AlreadyDone, NotAllowed, QuarantineError, RelayDeferred, RelayRefused, SettingsError
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Message, Scan, State, identity
 from portal.model.text import shown
 from portal.stores import scans
@@ -115,7 +115,7 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
     """Send held messages to their recipients now: those with these ids, or with --matching all that a search finds."""
     if is_matching(ids, matching):
         if to_all or again:
-            raise WrongCall("--all and --again are for single messages, not for --matching.")
+            raise WrongCall("Leave out --all and --again: they are for single messages, not for --matching.")
         _act_on_matching("release", recipient, matching)
         return
     from portal.batches.parallel import AT_ONCE, in_parallel
@@ -146,7 +146,7 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
             if not isinstance(outcome, QuarantineError):
                 raise outcome
             failed = True
-            click.echo(f"{delivery.id} {_recipient_label(delivery)}: {outcome}", err=True)
+            _print_failure(delivery, outcome)
             if isinstance(outcome, RelayDeferred):
                 click.echo("  The digest process keeps trying.", err=True)
             elif delivery.state in (State.RELEASED, State.PASSED):
@@ -189,13 +189,14 @@ def confirm_spam(ids: Sequence[str], recipient: str | None) -> None:
     """Delete messages as spam, and have Rspamd learn them (`rspamd.learn`). `restore` undoes both."""
 
     def confirm(parts: Parts, delivery: Delivery) -> Delivery:
+        return parts.actions.confirm_spam(delivery.id, delivery.number, current_operator())
+
+    with open_parts() as parts:
         if not parts.learning.counts(ActorKind.OPERATOR):
             raise SettingsError(
                 "rspamd.learn is off, so nothing would be learned. To delete messages: quarantine delete"
             )
-        return parts.actions.confirm_spam(delivery.id, delivery.number, current_operator())
-
-    _apply_to_each(ids, recipient, confirm)
+        _apply(parts, ids, recipient, confirm)
 
 
 @click.command()
@@ -212,7 +213,10 @@ def unlearn(ids: Sequence[str]) -> None:
                 deliveries = parts.store.deliveries.of_message(find_message(parts, id).id)
                 learned = parts.learning.unlearn(deliveries, current_operator(), parts.actions.now())
                 if learned is None:
-                    raise NotDone(f"{shown(id)}: Rspamd has not learned this message, so there is nothing to undo.")
+                    raise NotDone(
+                        f"{shown(id)}: Rspamd has not learned this message, so there is nothing to undo. "
+                        f"See: quarantine meta {shown(id)}"
+                    )
             except NotDone as error:
                 failed = True
                 click.echo(str(error), err=True)
@@ -292,7 +296,9 @@ def _select_deliveries(
                 )
             ]
         if not matching:
-            raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipient_list(deliveries))
+            raise NotDone(
+                f"{shown(recipient)} is not among its recipients. Use one of:\n" + _recipient_list(deliveries)
+            )
         return matching
     if len(deliveries) > 1 and not to_all:
         options = "--recipient ADDRESS" if to_all is None else "--recipient ADDRESS or --all"
@@ -302,6 +308,11 @@ def _select_deliveries(
 
 def _recipient_label(delivery: Delivery) -> str:
     return shown_address(delivery.address) or "(recipient not known)"
+
+
+def _print_failure(delivery: Delivery, error: QuarantineError) -> None:
+    advice = f". See: quarantine meta {delivery.id}" if isinstance(error, AlreadyDone) else ""
+    click.echo(f"{delivery.id} {_recipient_label(delivery)}: {error}{advice}", err=True)
 
 
 def _recipient_list(deliveries: Sequence[Delivery]) -> str:
@@ -359,19 +370,32 @@ def _apply_to_each(
     to_all: bool | None = True,
     result: str = "",
 ) -> None:
+    """Open the parts and `_apply` an act."""
+    with open_parts() as parts:
+        _apply(parts, ids, recipient, act, to_all=to_all, result=result)
+
+
+def _apply(
+    parts: Parts,
+    ids: Sequence[str],
+    recipient: str | None,
+    act: Callable[[Parts, Delivery], Delivery],
+    *,
+    to_all: bool | None = True,
+    result: str = "",
+) -> None:
     """Act on the deliveries of these messages and print the results.
 
     ``to_all``: without a recipient. ``result``: instead of the state afterwards.
     """
-    with open_parts() as parts:
-        deliveries, failed = _select(parts, ids, recipient, to_all and recipient is None)
-        for delivery in deliveries:
-            try:
-                done = act(parts, delivery)
-                click.echo(f"{done.id} {_recipient_label(done)}: {result or done.state}")
-            except QuarantineError as error:
-                failed = True
-                click.echo(f"{delivery.id} {_recipient_label(delivery)}: {error}", err=True)
+    deliveries, failed = _select(parts, ids, recipient, to_all and recipient is None)
+    for delivery in deliveries:
+        try:
+            done = act(parts, delivery)
+            click.echo(f"{done.id} {_recipient_label(done)}: {result or done.state}")
+        except QuarantineError as error:
+            failed = True
+            _print_failure(delivery, error)
     if failed:
         raise SystemExit(1)
 

@@ -95,10 +95,10 @@ def forget(address: str, dry_run: bool, reason: str | None, yes: bool) -> None:
 def _person(parts: Parts, address: str) -> str:
     """Return the person of an address, also in a domain that is no longer local. Raises WrongCall."""
     if not is_address(address):
-        raise WrongCall(f"{shown_address(address)} is not an email address.")
+        raise WrongCall(f"{shown_address(address)} is not an email address. Enter one like name@example.org.")
     person = parts.people.person(address)
     if person is None:
-        raise WrongCall(f"{shown_address(address)} is a shared mailbox. Only people can be forgotten.")
+        raise WrongCall(f"{shown_address(address)} is a shared mailbox. Give the address of a person.")
     return person
 
 

@@ -205,7 +205,7 @@ def import_(path: Path) -> None:
         try:
             rules = _read(parts.rulebook, data)
             in_use = parts.rulebook.add(rules)
-        except BadRule as error:
+        except BadRule as error:  # there are too many
             raise NotDone(f"{error}\nNothing was imported.") from error
     added = len({rule.id for rule in rules} & {rule.id for rule in in_use})
     click.echo(f"added {added} rules, {len(in_use) - added} existed already")
@@ -215,12 +215,14 @@ def import_(path: Path) -> None:
 
 
 def _read(rulebook: Rulebook, data: bytes) -> list[Rule]:
-    """Return the rules of a CSV file. Raises NotDone with the wrong lines."""
+    """Return the rules of a CSV file. Raises WrongCall with the wrong lines."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise NotDone(f"line {line}: This is not UTF-8. Save the file as CSV UTF-8.\nNothing was imported.") from error
+        raise WrongCall(
+            f"line {line}: This is not UTF-8. Save the file as CSV UTF-8.\nNothing was imported."
+        ) from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="", restval="")
     problems: list[str] = []
     rules: dict[tuple[str, str], tuple[int, Rule]] = {}
@@ -238,7 +240,7 @@ def _read(rulebook: Rulebook, data: bytes) -> list[Rule]:
         problems.append(f"line {reader.reader.line_num}: This is not CSV: {error}.")
     if problems:
         more = [f"… and {len(problems) - _MAX_LISTED} more lines"] if len(problems) > _MAX_LISTED else []
-        raise NotDone("\n".join([*problems[:_MAX_LISTED], *more, "Nothing was imported."]))
+        raise WrongCall("\n".join([*problems[:_MAX_LISTED], *more, "Nothing was imported."]))
     return [rule for _, rule in rules.values()]
 
 
@@ -252,8 +254,8 @@ def _check_columns(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     twice = len({*names}) < len(names)
     if missing or unknown or twice:
-        raise NotDone(
-            f"line 1: The first line must name the columns {', '.join(_REQUIRED)}, and if wanted "
+        raise WrongCall(
+            f"line 1: Give the names of the columns in this line: {', '.join(_REQUIRED)}, and if wanted "
             f"{', '.join(_OPTIONAL)}, separated by commas.\nNothing was imported."
         )
 
@@ -297,8 +299,9 @@ def _chosen(rulebook: Rulebook, recipient: str | None, domain: str | None, site:
     except BadRule as error:
         raise WrongCall(f"{option} {shown(text)}: {error}") from error
     if scope == "*" or scope.startswith("@") is (option == "--recipient"):
-        expected = "an address" if option == "--recipient" else "a domain"
-        raise WrongCall(f"{option} {shown(text)}: This is not {expected}.")
+        is_address = option == "--recipient"
+        expected, example = ("an address", "name@example.org") if is_address else ("a domain", "example.org")
+        raise WrongCall(f"{option} {shown(text)}: This is not {expected}. Use one like {example}.")
     return rulebook.owner(rulebook.people.held_as(scope)) if option == "--recipient" else scope
 
 

@@ -15,6 +15,7 @@ from portal.cli.common import (
     add_row,
     guarded,
     json_text,
+    local_domain,
     new_table,
     open_parts,
     print_table,
@@ -83,6 +84,8 @@ def stats(
             found = statistics.by_domain(first, last, [host] if domain else None)
         else:
             found = statistics.sums(first, last, [host], [_BY[by]])[_BY[by]]
+        if not found and domain:  # a domain that is not local any more has numbers
+            local_domain(parts, domain)
     if not found:
         raise NotDone(_why_nothing(first, last, domain))
     if as_json:
@@ -124,11 +127,17 @@ def _mail(addresses: Sequence[str], now: datetime) -> None:
         for person in people:
             mail = Reports(parts.store, parts.actions).mail(person, administrators[person], month)
             if mail is None:
-                raise NotDone(f"Nothing was counted in {month} or the month before, or mail.from_address is not set.")
+                raise NotDone(
+                    f"Nothing was counted in {month} or the month before, or mail.from_address is not set. "
+                    "Try: quarantine check"
+                )
             parts.store.outbox.add(mail, now)
             click.echo(f"The report of {month} is queued for {shown(person)}. The digest process sends it.")
 
 
 def _why_nothing(first: date, last: date, domain: str | None) -> str:
     concerned = f" for {shown(domain)}" if domain else ""
-    return f"Nothing was counted{concerned} from {first} to {last}. The digest process counts: does it run?"
+    return (
+        f"Nothing was counted{concerned} from {first} to {last}. The digest process counts. "
+        "Try: journalctl -u quarantine"
+    )

@@ -108,7 +108,7 @@ def revoke(id: str) -> None:
         except NotFound as error:
             raise NotDone(f"There is no token {shown(id)!r}. `quarantine token list` shows all tokens.") from error
         except BadToken as error:
-            raise NotDone(str(error)) from error
+            raise NotDone(f"{error} `quarantine token list` shows all tokens.") from error
     click.echo(f"revoked {revoked.id} {shown(revoked.name)}")
 
 

@@ -213,7 +213,7 @@ class Domains:
 
     def _checked(self, name: str) -> str:
         if domain(name) not in self._local:
-            raise BadDomainValue(f"{shown_address(name)} is not a domain of local_domains")
+            raise BadDomainValue(f"{shown_address(name)} is not a domain of local_domains: check its spelling")
         return domain(name)
 
     def _check_key(self, host: str, key: str) -> None:

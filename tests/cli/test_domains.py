@@ -93,7 +93,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     run: Run, store: Store, words: tuple[str, ...], sentence: str
 ) -> None:
     result = run(*words)
-    assert result.exit_code == (2 if words[0] == "set" else 1)  # wrong arguments, or not done
+    assert result.exit_code == (1 if words[0] == "unset" else 2)  # wrong arguments, or not done
     assert result.output.startswith(sentence) and result.output.count("\n") == 1
     assert store.domains.records(None, 9) == []
 

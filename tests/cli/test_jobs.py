@@ -100,7 +100,7 @@ def test_the_commands_of_the_documentation_release_what_a_rule_held(run: Run, st
                     for change in changes:
                         assert run("jobs", change, str(waiting.id)).exit_code == 0
             if words[:2] in (["jobs", "pause"], ["jobs", "resume"], ["jobs", "cancel"]):
-                assert "The job has ended" in run(*words).output
+                assert f"The job has ended: finished. See: quarantine jobs show {job}" in run(*words).output
                 continue
             done = run(*words, *(["--yes"] if "--reason" in words else []))
             if "--count" in words:
@@ -200,13 +200,16 @@ def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, mon
     ("words", "sentence"),
     [
         (("release",), "Give the id of a message, or --matching"),
-        (("release", "--matching", "--reason", "x", "--yes"), "at least one thing to search for"),
+        (("release", "--matching", "--reason", "x", "--yes"), "give at least one option"),
         (("release", "--matching", "--symbol", "NEW_RULE"), "Give a --reason"),
         (("refuse", "--matching", "--symbol", "NEW_RULE"), "Give a --reason"),
         (("refuse", "4Abc1"), "Give a --reason"),
-        (("refuse", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--notify"), "--notify is not"),
-        (("restore", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--hold-back"), "--hold-back is not"),
-        (("release", "--matching", "--rule", "x.example", "--reason", "x", "--hold-back"), "--hold-back does not"),
+        (("refuse", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--notify"), "Leave out --notify"),
+        (("restore", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--hold-back"), "Leave out --hold-back:"),
+        (
+            ("release", "--matching", "--rule", "x.example", "--reason", "x", "--hold-back"),
+            "Leave out --hold-back or --rule",
+        ),
         (("release", "--matching", "--symbol", "NEW_RULE", "--reason", "x"), "Confirm with --yes"),
         (("release", "--matching", "--symbol", "NEW_RULE", "--all", "--dry-run"), "not for --matching"),
         (("release", "--matching", "--symbol", "NEW_RULE", "4Abc1"), "Use either ids or --matching"),
@@ -225,4 +228,5 @@ def test_wrong_calls_change_nothing(run: Run, store: Store, words: tuple[str, ..
 
 def test_a_job_that_does_not_exist_is_a_failure(run: Run) -> None:
     assert run("jobs", "show", str(uuid4())).exit_code == 1
-    assert run("release", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--yes").exit_code == 1
+    nothing = run("release", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--yes")
+    assert nothing.exit_code == 1 and "To see what the search finds: quarantine list" in nothing.output

@@ -185,10 +185,10 @@ HEAD = "scope,sender,effect,binding,expires_at,note\n"
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
-        ("", ["line 1: The first line must name the columns scope, sender, effect"]),
-        ("scope;sender;effect\n", ["line 1: The first line must name the columns"]),
-        ("scope,sender,effect,color\n", ["line 1: The first line must name the columns"]),
-        ("scope,sender,effect,effect\n", ["line 1: The first line must name the columns"]),
+        ("", ["line 1: Give the names of the columns in this line: scope, sender, effect"]),
+        ("scope;sender;effect\n", ["line 1: Give the names of the columns"]),
+        ("scope,sender,effect,color\n", ["line 1: Give the names of the columns"]),
+        ("scope,sender,effect,effect\n", ["line 1: Give the names of the columns"]),
         (HEAD + "site,*,block,,,\n", [f"line 2: {entry.WILDCARD}"]),
         (
             HEAD + "site,a.example,block,,,\nsite,b@,block,,,\n,c.example,allow,,,\n",
@@ -210,7 +210,7 @@ HEAD = "scope,sender,effect,binding,expires_at,note\n"
 )  # fmt: skip
 def test_a_file_with_a_wrong_line_is_not_imported(run: Run, store: Store, text: str, lines: list[str]) -> None:
     result = run("import", "-", input=text)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.output.endswith("Nothing was imported.\n")
     for line in lines:
         assert line in result.output
@@ -219,9 +219,10 @@ def test_a_file_with_a_wrong_line_is_not_imported(run: Run, store: Store, text: 
 
 def test_a_file_in_another_charset_or_none_is_not_imported(run: Run, store: Store, tmp_path: Path) -> None:
     data = (HEAD + "site,a.example,block,,,\nsite,münchen.example,block,,,\n").encode("latin-1")
-    assert "line 3: This is not UTF-8" in run("import", "-", input=data).output
+    result = run("import", "-", input=data)
+    assert (result.exit_code, "line 3: This is not UTF-8" in result.output) == (2, True)
     missing = run("import", str(tmp_path / "missing.csv"))
-    assert (missing.exit_code, "No such file" in missing.output) == (1, True)
+    assert (missing.exit_code, "No such file or directory. Check its path" in missing.output) == (1, True)
     assert active(store) == []
 
 

@@ -37,7 +37,12 @@ def test_a_domain_and_days_restrict_the_numbers(run: Run, store: Store, bad: str
     assert json.loads(line)["held"] == 1
     nothing = run("stats", "--since", "2020-01-01", "--until", "2020-01-02")
     assert nothing.exit_code == 1 and "Nothing was counted from 2020-01-01 to 2020-01-02" in nothing.output
-    assert "for nowhere.example" in run("stats", "--domain", "nowhere.example").output
+    local, elsewhere = (
+        run("stats", "--domain", name, "--since", "2020-01-01", "--until", "2020-01-02")
+        for name in ("example.org", "elsewhere.example")
+    )
+    assert (local.exit_code, "for example.org from" in local.output) == (1, True)
+    assert (elsewhere.exit_code, "is not a domain of local_domains" in elsewhere.output) == (2, True)
 
 
 def test_the_domains_of_recipients_have_lines(run: Run, store: Store, bad: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -15,8 +17,16 @@ from digest.__main__ import main as digest_main
 from portal.cli import main
 from portal.keys import read_keys
 from portal.stores import open_store
+from tests.paths import ROOT
 
 _VALID = "alice@example.org"
+# What says what to do: a command, or a verb in the imperative.
+_INSTRUCTION = re.compile(
+    r"\bquarantine \w|\b(add|call|check|confirm|copy|enter|exchange|give|leave out|run|save|shorten|try|use)\b", re.I
+)
+_WITHOUT_INSTRUCTION = {"Nothing was changed."}  # somebody has just answered that they do not want it
+# Around a sentence of another module.
+_FRAME = re.compile(r"\A((line |--recipient |… )?…: |logo: )?…(\nNothing was (changed|imported)\.)?\Z")
 
 
 def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -29,6 +39,23 @@ def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], 
             yield from commands(found, *path, name)
         else:
             yield (*path, name), found
+
+
+def literal(text: ast.expr) -> str:
+    """Return the text of an expression, with … for each value that only the call knows."""
+    if isinstance(text, ast.JoinedStr):
+        return "".join(literal(part) for part in text.values)
+    if isinstance(text, ast.BinOp):
+        return literal(text.left) + literal(text.right)
+    return text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else "…"
+
+
+def sentences() -> Iterator[tuple[str, str]]:
+    """Yield the place and text of each error of a command."""
+    for path in sorted((ROOT / "portal/cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("NotDone", "AlreadyDone", "WrongCall"):
+                yield f"{path.name}:{node.lineno}", literal(node.args[0])
 
 
 def is_flag(each: click.Parameter) -> bool:
@@ -95,6 +122,9 @@ def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("digests", "stop"), "Give at least one address"),
         (("digests", "export", "--domain", "elsewhere.example"), "is not a domain of local_domains"),
         (("digests", "list", "--domain", "elsewhere.example"), "is not a domain of local_domains"),
+        (("domains", "show", "elsewhere.example"), "is not a domain of local_domains"),
+        (("domains", "set", "elsewhere.example", "name", "x"), "is not a domain of local_domains"),
+        (("stats", "--domain", "elsewhere.example"), "is not a domain of local_domains"),
         (("recipient", "alice"), "Enter one like name@example.org"),
     ],
 )
@@ -119,3 +149,11 @@ def test_values_that_do_not_fit_together_are_an_error(words: tuple[str, ...], se
 def test_an_answer_without_a_result_says_what_to_do(words: tuple[str, ...], status: int, sentence: str) -> None:
     result = CliRunner().invoke(main, words)
     assert (result.exit_code, sentence in result.output) == (status, True), result.output
+
+
+def test_each_error_of_a_command_says_what_to_do() -> None:
+    found = [(place, text) for place, text in sentences() if not _FRAME.match(text)]
+    assert len(found) > 50
+    assert [
+        (place, text) for place, text in found if text not in _WITHOUT_INSTRUCTION and not _INSTRUCTION.search(text)
+    ] == []
