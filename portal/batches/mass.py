@@ -56,7 +56,8 @@ class Waiting(StrEnum):
     """The reason for which a mass act waits. The values are kept in stores."""
 
     MAIL_SERVER = "mail-server"
-    INDEX = "index"  # messages are not indexed yet, or the search was interrupted
+    INDEX = "index"  # messages are not indexed yet
+    SEARCH = "search"  # it takes too long and finds nothing in that time
 
 
 class Obstacle(StrEnum):

@@ -287,7 +287,9 @@ class _Run:
             return None
         criteria = replace(self._mass.criteria, states=wanted)
         page = self._store.deliveries.search(criteria, _STEP, self._progress.cursor)
-        if not page.indexed or (page.is_cut and page.next is None):
+        if page.is_cut and page.next is None:
+            return Waiting.SEARCH
+        if not page.indexed:
             return Waiting.INDEX
         self._known = {each.key: each for each in page.deliveries}
         self._progress = replace(

@@ -54,6 +54,8 @@ _LATE = timedelta(seconds=60)  # longer than a job waits for its turn
 _WAITS_FOR = {
     Waiting.MAIL_SERVER: "The mail server cannot be reached. The job tries again later.",
     Waiting.INDEX: "Some messages are still being indexed, so the search is not complete. The job tries again later.",
+    Waiting.SEARCH: "The search takes too long. Cancel the job, and search for less, for example with --since. "
+    "Until then it tries again.",
 }
 _WHY_NOT = {
     Obstacle.STATE: "already {state}",

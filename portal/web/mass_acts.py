@@ -84,6 +84,7 @@ _NOTES = {
 _WAITS_FOR = {
     Waiting.MAIL_SERVER: N_("The mail server cannot be reached. This goes on as soon as it answers."),
     Waiting.INDEX: N_("Some messages are still being indexed. This goes on when that has ended."),
+    Waiting.SEARCH: N_("The search takes too long. Cancel this, and choose a shorter time."),
 }
 _OUTCOME_NAMES = {
     Outcome.RELEASED: N_("Released"),

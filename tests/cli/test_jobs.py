@@ -25,6 +25,7 @@ from portal.model.clock import utc_now
 from portal.model.message import DeliveryId, Filter, State, Symbol, Tier
 from portal.settings import load
 from portal.stores import Store
+from portal.stores.records import Page
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, MALLORY, hold
 from tests.paths import ROOT
 from tests.smtp_server import SmtpServer
@@ -176,6 +177,18 @@ def test_recipients_are_mailed_and_digests_leave_the_messages_out(run: Run, stor
         assert mail is not None and b"Wrong rule." in mail.mail
     [job] = [json.loads(line) for line in run("jobs", "list", "--json").output.splitlines()]
     assert (job["notify"], job["hold_back"], job["mailed"]) == (True, True, 1)
+
+
+def test_a_search_that_takes_too_long_is_named(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(store, recipients=(ALICE,), symbols=NEW_RULE)
+    parts = assemble(load())
+    mass = MassAct(Act.RELEASE, Filter(), "", 1, "x")
+    job = MassActs(store, parts.actions, parts.staff).start(mass, BY_OPERATOR, uuid4(), timedelta())
+    monkeypatch.setattr(type(parts.store.deliveries), "search", lambda *_: Page((), None, is_cut=True))
+    run_mass_acts(parts, utc_now())
+    parts.store.close()
+    shown = run("jobs", "show", str(job.id))
+    assert "The search takes too long. Cancel the job" in shown.stderr and "indexed" not in shown.stderr
 
 
 def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

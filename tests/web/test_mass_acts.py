@@ -17,6 +17,7 @@ from portal.batches.mass import MassAct
 from portal.batches.mass_run import MassActs
 from portal.model.message import Filter, Start, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.stores.records import Page
 from portal.web.auth.session import FRESH
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, now, rule
 from tests.smtp_server import SmtpServer
@@ -91,6 +92,21 @@ def test_a_job_reaches_what_is_held_for_an_address_without_its_extension(make_pa
     confirm(site, staff(site, Role.ADMINISTRATOR), "delete", search="?recipient=alice%2Bshop%40example.org")
     run(site)
     assert site.state(held) is State.DELETED
+
+
+def test_a_search_that_takes_too_long_is_not_said_to_wait_for_the_index(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = site.hold(recipients=(ALICE,))
+    browser = staff(site, Role.ADMINISTRATOR)
+    page = confirm(site, browser).header("Location") or ""
+    with monkeypatch.context() as patch:
+        patch.setattr(type(site.store.deliveries), "search", lambda *_: Page((), None, is_cut=True))
+        run(site)
+    said = words(browser.get(page))
+    assert "The search takes too long. Cancel this, and choose a shorter time" in said and "indexed" not in said
+    run(site)
+    assert "Finished · 1 of 1" in words(browser.get(page)) and site.state(held) is State.RELEASED
 
 
 def test_jobs_are_listed_in_pages_whoever_began_the_newest(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,9 @@ class JobDetail(Model):
     by: str
     via: str
     created_at: datetime
-    waits_for: str = Field(description='What the job waits for: "mail-server" or "index"; "" if for nothing.')
+    waits_for: str = Field(
+        description='What the job waits for: "mail-server", "index", or "search", which takes too long; "" if nothing.'
+    )
     done: int = Field(description="Deliveries that it acted on.")
     failed: int = Field(description="Deliveries whose release failed; retry tries them again.")
     left: int
