@@ -44,7 +44,7 @@ from portal.model.errors import (
     RelayUnreachable,
     StoreUnavailable,
 )
-from portal.model.message import Actor, Delivery, DeliveryId, EventKind, Reader, State, Tier
+from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Reader, State, Tier
 from portal.model.record import record
 from portal.model.rights import ReleaseRight
 from portal.model.sender import needs_check
@@ -63,6 +63,7 @@ _STEP_SECONDS = 10
 _RETRY = timedelta(seconds=10)  # after the store failed
 _DELETIONS = (EventKind.DELETED, EventKind.CONFIRMED)
 
+Events = Mapping[DeliveryId, Sequence[Event]]
 Stopped = Callable[[], bool]
 Results = Generator[tuple[Delivery, Delivery | Exception], None, None]
 
@@ -204,10 +205,14 @@ class Batches:
         """Act on the planned deliveries. Return the progress with the outcomes of those that were reached."""
         reader, started = self._reader(job.actor.name), time.monotonic()
         found = self.store.deliveries.of_reader(reader, progress.planned) if reader else []
-        outcomes = dict(self._without_action(batch, found))
+        events = self.store.deliveries.last_events([each.key for each in found]) if batch.undoes else {}
+        others = self._untouched(batch.undoes, events, found) if batch.undoes else frozenset()
+        found = [each for each in found if each.key not in others]
+        outcomes = dict(self._without_action(batch, found, events))
         left = [each for each in found if each.key not in outcomes]
         # Those that were removed in the meantime have no outcome.
-        progress = replace(progress, planned=tuple(each.key for each in found))
+        planned = tuple(each.key for each in found)
+        progress = replace(progress, planned=planned, total=progress.total - len(others))
 
         unavailable: StoreUnavailable | None = None
 
@@ -245,10 +250,24 @@ class Batches:
             raise unavailable
         return progress
 
-    def _without_action(self, batch: Batch, found: Sequence[Delivery]) -> Iterator[tuple[DeliveryId, Outcome]]:
-        """Yield the outcomes of deliveries that this batch must leave alone."""
+    def _untouched(self, undone: UUID, events: Events, found: Sequence[Delivery]) -> frozenset[DeliveryId]:
+        """Return those deliveries that a batch, which is undone, has never acted on: its selection matches them, but
+        they were deleted before. ``events``: their last ones."""
+
+        def is_touched(key: DeliveryId) -> bool:
+            deliveries = self.store.deliveries
+            return any(is_of(undone, event.actor) for event in events.get(key, ())) or any(
+                is_of(undone, event.actor)
+                for event in deliveries.history(key)  # restored and deleted again since
+            )
+
+        return frozenset(each.key for each in found if not is_touched(each.key))
+
+    def _without_action(
+        self, batch: Batch, found: Sequence[Delivery], events: Events
+    ) -> Iterator[tuple[DeliveryId, Outcome]]:
+        """Yield the outcomes of deliveries that this batch must leave alone. ``events``: see `_untouched`."""
         if batch.undoes is not None:
-            events = self.store.deliveries.last_events([each.key for each in found])
             for each in found:
                 deletion = last_event(events.get(each.key, ()), _DELETIONS)
                 if each.state is State.DELETED and (deletion is None or not is_of(batch.undoes, deletion.actor)):
