@@ -37,8 +37,8 @@ def access(message: Message, right: ReleaseRight, *, downloads: bool) -> Access:
     """Return what a recipient may see and download. ``downloads``: what their domain allows.
 
     A file on the recipient's computer is as harmful as a released message, so nobody downloads what they may not
-    release. An attachment is opened with one click more, so a virus scanner must have read it; the message as a whole
-    needs a mail program.
+    release. Without a warning they download only what a virus scanner has read: an attachment is opened with one click
+    more, and a mail program shows the message as a whole like any other.
     """
     if message.tier is Tier.DANGEROUS:
         return Access(source=False, message=Download.NO, attachments=False)
@@ -46,6 +46,6 @@ def access(message: Message, right: ReleaseRight, *, downloads: bool) -> Access:
     is_clean = message.scan is not None and message.scan.outcome is ScanOutcome.CLEAN
     return Access(
         source=True,
-        message=(Download.YES if is_spam else Download.WARNED) if is_allowed else Download.NO,
+        message=(Download.YES if is_spam and is_clean else Download.WARNED) if is_allowed else Download.NO,
         attachments=is_allowed and is_spam and is_clean,
     )

@@ -63,10 +63,12 @@ class DownloadPages:
         self, request: Request, session: Session, delivery: Delivery, access: Callable[[Delivery], Access], at: str
     ) -> HTTPResponse:
         """Return the page with the button and the warning. ``at``: the address of the message's page."""
-        self._check(request, access(delivery), "")
+        found = access(delivery)
+        self._check(request, found, "")
         return self._pages.page(
             request,
             "download",
+            is_unscanned=found.message is Download.WARNED and delivery.message.tier is Tier.SPAM,
             signed_in=shown_address(session.recipient),
             form_token=session.form_token,
             row=self._pages.row(request, delivery, session.recipient),
@@ -107,7 +109,7 @@ class DownloadPages:
                 503,
                 Retry_After="300",
             )
-        is_warned = request.form("warned") != ""
+        is_warned = request.form("warned") == delivery.message.tier  # else the page warned of something else
         if not number and not is_warned and access(delivery).message is Download.WARNED:
             return self._pages.see_other(page)
         if not self._pages.previews.acquire(blocking=False):

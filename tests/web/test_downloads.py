@@ -15,6 +15,7 @@ import pytest
 
 from portal.assemble import Parts
 from portal.model.message import EventKind, Scan, ScanOutcome, State, Tier
+from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
 from tests.moving.test_copy import damage
@@ -34,7 +35,8 @@ def site(make_parts: Callable[..., Parts]) -> Site:
 
 def download(browser: Browser, held: Held, **form: Any) -> Answer:
     """Post the form of the page with the warning."""
-    fields = {"form_token": browser.form_token(), "warned": "1", **form}
+    warned = re.search(r'name="warned" value="(\w+)"', browser.get(f"/messages/{held.id}/download").text)
+    fields = {"form_token": browser.form_token(), "warned": warned[1] if warned else "", **form}
     return browser.post(f"/messages/{held.id}/download", fields)
 
 
@@ -138,6 +140,47 @@ def test_a_suspicious_message_is_downloaded_from_a_page_with_a_warning(site: Sit
     # The button of a page that was opened while it was spam.
     answer = browser.post(f"/messages/{held.id}/download", {"form_token": browser.form_token()})
     assert answer.status == 303 and (answer.header("Location") or "").endswith(f"/messages/{held.id}/download")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (None, "This message was not scanned for viruses."),
+        (ScanOutcome.WAITING, "Not scanned for viruses yet"),
+        (ScanOutcome.FAILED, "The virus scan could not be completed"),
+        (ScanOutcome.CLEAN, ""),
+    ],
+)
+@pytest.mark.parametrize("at", ["messages/ID", "admin/messages/ID.0"])
+def test_spam_that_was_not_scanned_is_downloaded_from_a_page_that_says_so(
+    site: Site, at: str, outcome: ScanOutcome | None, reason: str
+) -> None:
+    held = site.hold(data=MAIL, recipients=(ALICE,))
+    if outcome is not None:
+        scanned(site, held, outcome)
+    site.store.staff.give(Grant(ALICE, Role.ADMINISTRATOR, EVERYWHERE, site.now, BY_OPERATOR))
+    browser, at = site.signed_in(ALICE), "/" + at.replace("ID", str(held.id))
+    page = browser.get(f"{at}/text" if "admin" in at else f"{at}/").text
+    assert (f'action="/quarantine{at}/download"' in page) is (reason == "")
+    page = browser.get(f"{at}/download").text
+    assert ('class="warning"' in page) is (reason != "") and reason in page
+    form, warned = {"form_token": browser.form_token()}, re.search(r'name="warned" value="(\w+)"', page)
+    answer = browser.post(f"{at}/download", form)
+    assert answer.status == (303 if reason else 200)
+    if reason:
+        assert (answer.header("Location") or "").endswith(f"{at}/download")
+    assert warned and browser.post(f"{at}/download", {**form, "warned": warned[1]}).body == MAIL
+
+
+def test_a_warning_is_shown_again_if_the_message_became_suspicious_since(site: Site) -> None:
+    held, browser = site.hold(data=MAIL), site.signed_in(ALICE)
+    assert "This message was not scanned for viruses." in browser.get(f"/messages/{held.id}/download").text
+    scanned(site, held, ScanOutcome.CLEAN, Tier.SUSPICIOUS)
+    form = {"form_token": browser.form_token(), "warned": "spam"}
+    answer = browser.post(f"/messages/{held.id}/download", form)
+    page = browser.follow(answer, "/").text
+    assert "Caution:" in page and "not scanned" not in page
+    assert download(browser, held).body == MAIL
 
 
 def test_a_download_is_in_the_history_with_who_did_it(site: Site) -> None:

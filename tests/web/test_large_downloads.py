@@ -94,7 +94,7 @@ def test_fifty_megabytes_are_whole_and_take_little_memory(portal: Portal) -> Non
     now = datetime.now(UTC)
     portal.store.messages.record_scan(held.id, Scan(ScanOutcome.CLEAN, now), Tier.SPAM, now)
     small = hold(portal.store, b"Subject: x\r\n\r\nsmall\r\n")
-    assert portal.download(small)[1] == b"Subject: x\r\n\r\nsmall\r\n"
+    assert portal.download(small, warned="spam")[1] == b"Subject: x\r\n\r\nsmall\r\n"
     portal.forget_peaks()
     before = portal.peak_kb()
     for form, expected in (({}, data), ({"part": "1"}, content)):
@@ -109,6 +109,6 @@ def test_a_message_that_is_damaged_at_its_end_is_no_whole_download(portal: Porta
     octets[-1000] ^= 1
     path.write_bytes(octets)
     with pytest.raises(http.client.IncompleteRead):
-        portal.download(held)
+        portal.download(held, warned="spam")
     # The worker logs it when the client has seen the end.
     wait_for(lambda: f"download broken off id={held.id}" in (portal.folder / "log").read_text())

@@ -149,6 +149,7 @@ def test_each_role_reaches_what_the_matrix_says(site: Site, person: Person) -> N
                 "act": "delete",
                 "scope": "act",
                 "days": "9",
+                "warned": "spam",
             }
         if person.address:
             form["form_token"] = browser.form_token()
