@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +36,23 @@ def test_every_alert_is_tested() -> None:
     assert not [name for name in names if name not in tests.read_text("utf-8")]
 
 
-@pytest.mark.parametrize("store_url", ["files"], indirect=True)
+def test_every_expression_of_the_dashboard_is_valid(tmp_path: Path) -> None:
+    panels = json.loads((ROOT / "deploy/grafana/quarantine.json").read_text("utf-8"))["panels"]
+    texts = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    assert len(texts) > 30
+    texts = [text.replace("$instance", ".*").replace("$__rate_interval", "5m") for text in texts]
+    rules = [{"record": f"dashboard:number_{number}", "expr": text} for number, text in enumerate(texts)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    assert f"SUCCESS: {len(texts)} rules found" in promtool("check", "rules", str(tmp_path / "rules.yml"))
+
+
+def test_durations_on_the_dashboard_are_of_all_outcomes_of_a_host() -> None:
+    # The rates of one outcome of one host would be a histogram of neither.
+    text = (ROOT / "deploy/grafana/quarantine.json").read_text("utf-8")
+    found = re.findall(r"(max by .*?)\(rate\(quarantine_(?:post|release|digest)_seconds_bucket", text)
+    assert len(found) == 7 and set(found) == {"max by (le) (sum by (le, instance) "}
+
+
 def test_metrics_have_the_form_that_prometheus_expects(parts: Parts) -> None:
     hold(parts.store, recipients=[ALICE])
     browser = Site(parts).browser()
