@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,14 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
 def _print_error(text: str, status: int) -> int:
     click.echo(text, err=True)
     return status
+
+
+def read_input(path: Path) -> bytes:
+    """Return what is in a file, or in standard input for "-". Raises OSError.
+
+    The wrapper of a package changes the folder and the user, so there only standard input leads to any file.
+    """
+    return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from portal.cli.common import (
     new_table,
     open_parts,
     print_table,
+    read_input,
 )
 from portal.cli.options import FILLED, FILLED_PATH
 from portal.model.domains import shown_address
@@ -203,7 +203,7 @@ def _change_all(
 
 def _read(file: Path, act: DigestAct) -> Sequence[Line]:
     """Return the recipients of a file. Raises WrongCall, OSError."""
-    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    data = read_input(file)
     try:
         return list(recipient_lists.read(data, act))
     except BadList as error:

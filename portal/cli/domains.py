@@ -16,6 +16,7 @@ from portal.cli.common import (
     new_table,
     open_parts,
     print_table,
+    read_input,
 )
 from portal.cli.options import FILLED
 from portal.model.brand import logo_url
@@ -86,11 +87,11 @@ def set_(name: str, key: str, value: str) -> None:
     """Set a value of a domain.
 
     It takes effect within seconds, in all processes. Lists are written with commas. For the logo, give the path of a
-    file.
+    file, or "-" for standard input.
     """
     if key == "logo":
         try:
-            value = logo_url(Path(value).read_bytes())
+            value = logo_url(read_input(Path(value)))
         except ValueError as error:
             raise WrongCall(f"logo: {error}") from error
     with open_parts() as parts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +24,7 @@ from portal.cli.common import (
     new_table,
     open_parts,
     print_table,
+    read_input,
 )
 from portal.cli.options import FILLED, FILLED_PATH
 from portal.model.audit import Act, AuditEntry
@@ -200,7 +200,7 @@ def import_(path: Path) -> None:
     wanted binding (yes or no), expires_at and note. If a line is wrong, nothing is imported. Importing a file again
     changes nothing.
     """
-    data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    data = read_input(path)
     with open_parts() as parts:
         try:
             rules = _read(parts.rulebook, data)

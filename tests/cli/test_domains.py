@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -36,8 +38,8 @@ def run(store_url: str, store: Store, tmp_path: Path, monkeypatch: pytest.Monkey
     )
     monkeypatch.setenv("QUARANTINE_CONFIG", str(config))
 
-    def call(*words: str) -> Result:
-        result = CliRunner().invoke(main, ["domains", *words])
+    def call(*words: str, **options: Any) -> Result:
+        result = CliRunner().invoke(main, ["domains", *words], **options)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 
@@ -106,6 +108,19 @@ def test_set_rejects_an_empty_value(run: Run, store: Store) -> None:
 
 def test_a_truth_value_is_written_as_in_the_file(run: Run) -> None:
     assert run("set", "example.org", "recipient_rules", "no").output == "example.org recipient_rules: false\n"
+
+
+def test_a_logo_is_read_from_a_file_or_from_standard_input(run: Run, store: Store, tmp_path: Path) -> None:
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(40)
+    (tmp_path / "logo.png").write_bytes(picture)
+    expected = f"data:image/png;base64,{b64encode(picture).decode()}"
+    for name, options in ((str(tmp_path / "logo.png"), {}), ("-", {"input": picture})):
+        assert run("set", "example.org", "logo", name, **options).exit_code == 0
+        assert store.domains.records(None, 9)[-1].value == expected
+        run("unset", "example.org", "logo")
+    wrong = run("set", "example.org", "logo", "-", input=b"<svg/>")
+    assert wrong.exit_code == 2 and wrong.output.startswith("logo: ")
+    assert "No such file" in run("set", "example.org", "logo", "away.png").output
 
 
 def test_a_value_that_is_no_longer_allowed_is_reported_and_can_be_removed(run: Run, store: Store) -> None:

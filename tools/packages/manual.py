@@ -46,7 +46,7 @@ The documentation for administrators; install.md is the beginning.
 .SH NOTES
 The commands of the Debian package run as the user
 .B quarantine
-if root calls them.
+in /var/lib/quarantine if root calls them. Give them files on standard input.
 .SH SEE ALSO
 """
 
