@@ -118,6 +118,26 @@ def service(debian: DebianRoot) -> Iterator[str]:
         yield url
 
 
+def check_files_of_root(debian: DebianRoot) -> None:
+    """Export and import files in a folder that the service's user may not enter, as operate.md and domains.md say."""
+    debian.path("/root").chmod(0o700)
+    debian.path("/root/logo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    commands = """
+        quarantine rules add block shop.example --site
+        quarantine rules export >rules.csv
+        quarantine rules import - <rules.csv
+        quarantine digests stop alice@example.org
+        quarantine digests export >people.csv
+        quarantine digests set --from-file - --dry-run <people.csv
+        quarantine digests export --stopped >stopped.csv
+        quarantine digests resume --from-file - <stopped.csv
+        quarantine domains set example.org logo - <logo.png
+    """
+    said = debian.run("sh", "-ec", f"cd /root\n{commands}")
+    expected = ("added 0 rules, 1 existed already", "alice@example.org: unchanged", "example.org logo: data:image/png")
+    assert not [line for line in expected if line not in said], said
+
+
 def stored(debian: DebianRoot) -> set[str]:
     return {path.name for path in debian.path(STORE).rglob("*") if path.is_file() and "sqlite3" not in path.name}
 
@@ -154,6 +174,7 @@ def test_a_site_installs_uses_upgrades_and_removes_the_package(
         with service(debian):
             assert kept["id"] in debian.run("quarantine", "list")
             assert debian.run("quarantine", "print", kept["id"]) == sent
+            check_files_of_root(debian)
 
     files = stored(debian)
     assert files
@@ -174,8 +195,14 @@ def test_an_upgrade_whose_store_is_away_restarts_nothing_and_says_what_to_do(bui
         'public_url = "https://quarantine.example.org/"\n[store]\nurl = "postgresql://127.0.0.1:9/quarantine"\n'
     )
     debian.systemctl_calls()
-    assert "Run: quarantine init && systemctl restart quarantine" in install(debian, built.package)
+    said = install(debian, built.package)
+    assert "mail is deferred.\nRun: quarantine init && systemctl restart quarantine" in said
     assert debian.systemctl_calls() == ["--system daemon-reload"]
+
+    path.write_text(f'[store]\nurl = "files://{STORE}"\n')  # public_url may be a variable of the unit
+    said = install(debian, built.package)
+    assert STORE in said and "fill in" not in said
+    assert "try-restart quarantine.service" in debian.systemctl_calls()
 
 
 def test_lintian_finds_nothing(built: Built) -> None:
@@ -289,6 +316,13 @@ def test_the_containerfile_makes_the_same_image() -> None:
     names["stopsignal"] = "STOPSIGNAL"
     expected = [(names[key], value) for key in names for value in image.CONTAINER[key]]
     assert sorted(said) == sorted([*expected, ("CMD", json.dumps(image.CONTAINER["cmd"]))])
+
+
+def test_compose_waits_for_the_database_at_its_address() -> None:
+    # During its first start the image of PostgreSQL runs a server at the Unix socket alone, and stops it again.
+    compose = (DEPLOY / "container/compose.yaml").read_text()
+    (check,) = re.findall(r"pg_isready, (.*)\]", compose)
+    assert "--host=127.0.0.1" in check.split(", ")
 
 
 def test_compose_changes_lines_of_the_nginx_file_that_exist() -> None:
