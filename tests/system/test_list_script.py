@@ -96,6 +96,38 @@ def test_keys_select_act_undo_and_open(site: Site, page: Page) -> None:
     assert states(site, helds[:2]) == [State.HELD] * 2
 
 
+def test_shift_and_a_step_extend_the_selection_and_reduce_it_on_the_way_back(site: Site, page: Page) -> None:
+    helds = hold(site, 7)[::-1]
+    open_list(site, page, "?order=newest")
+
+    def press(*names: str) -> list[int]:
+        for name in names:
+            page.keyboard.press(name)
+        return [n for n, held in enumerate(helds) if row(page, held).get_by_role("checkbox").is_checked()]
+
+    assert press("Shift+J") == [], "the first step only leads to the list"
+    expect(row(page, helds[0])).to_be_focused()
+    assert press("j", "j", "Shift+J", "Shift+J") == [2, 3, 4]
+    expect(row(page, helds[4])).to_be_focused()
+    expect(page.locator("#status")).to_have_text("Selected: 3")
+    assert press("Shift+K") == [2, 3]
+    assert press("Shift+K", "Shift+K", "Shift+K") == [0, 1, 2], "also in the other direction"
+    assert press("Shift+K") == [0, 1, 2], "there is no row above"
+    assert press("j", "j", "j", "j", "x", "Shift+J") == [0, 1, 2, 4, 5], "another range"
+    assert press("Shift+X") == [0, 1, 2, 4, 5]
+    page.keyboard.press("l")
+    page.wait_for_url("**order=likely**")
+    page.wait_for_load_state()
+    page.keyboard.press("g")
+    page.keyboard.press("d")
+    page.wait_for_url("**state=deleted**")
+    page.wait_for_load_state()
+    page.keyboard.press("l")  # other folders have no such order
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    assert "state=deleted" in page.url
+
+
 def test_keys_open_other_folders_and_delete_as_in_mail_programs(site: Site, page: Page) -> None:
     *_, second, first = helds = hold(site, 4)
     open_list(site, page, "?order=newest")

@@ -10,7 +10,7 @@
   const texts = status.dataset;
   const card = document.getElementById("shortcuts").content.firstElementChild.cloneNode(true);
   const number = new Intl.NumberFormat(document.documentElement.lang);
-  let begin = ""; // id of the row where a range begins
+  let begin = "", end = ""; // ids of the rows where a range begins, and where Shift with j or k has led it
   let place = ""; // id of the row that had the focus last
   let sending = false;
   let chosen = null; // the row that a key selected to act on
@@ -57,6 +57,21 @@
     check([row], isRange || !boxOf(row).checked);
     if (isRange) checkRange(row);
     begin = row.id;
+  }
+
+  // As Shift with the arrow keys does in other lists: on the way back rows are left out again.
+  function extend(row, by) {
+    const list = rows(), at = list.indexOf(row), next = list[at + by];
+    if (!next || !boxOf(row)) return;
+    let from = row.id === end ? list.findIndex((each) => each.id === begin) : -1;
+    if (from < 0) {
+      from = at;
+      begin = row.id;
+    }
+    if (Math.abs(at + by - from) < Math.abs(at - from)) check([row], false); else check([row, next], true);
+    end = next.id;
+    focus(next);
+    say(one(".selected").textContent);
   }
 
   function showSelection() {
@@ -115,13 +130,14 @@
   }
 
   const keys = {
-    j: () => step(1),
-    k: () => step(-1),
+    j: (row, isShift) => isShift && row ? extend(row, 1) : step(1),
+    k: (row, isShift) => isShift && row ? extend(row, -1) : step(-1),
     x: function (row, isShift) {
       const target = row || document.getElementById(place) || rows()[0];
       if (!row) focus(target);
       if (target) toggle(target, isShift);
     },
+    l: () => one(".orders .likely")?.click(),
     a: () => one(".select")?.click(),
     o: (row) => row && one(".mail", row).click(),
     r: (row) => press("release", row),
