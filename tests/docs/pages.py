@@ -10,7 +10,7 @@ from typing import Self
 
 from tests.paths import ROOT
 
-_FENCES = re.compile(r"^```(sh|text)\n(.*?)^```$|^## ([^\n]*)$", re.MULTILINE | re.DOTALL)
+_FENCES = re.compile(r"^```(sh|text|toml)\n(.*?)^```$|^## ([^\n]*)$", re.MULTILINE | re.DOTALL)
 _VARYING = [
     (r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f-]{21}", "ID"),
     (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME"),
@@ -22,7 +22,8 @@ _VARYING = [
 
 
 def parts_of(name: str) -> Iterator[tuple[str, str]]:
-    """Return the parts of a page in order: ``heading``, ``sh`` for commands, ``text`` for what they print."""
+    """Return the parts of a page in order: ``heading``, ``sh`` for commands, ``text`` for what they print,
+    ``toml`` for settings."""
     for kind, text, heading in _FENCES.findall((ROOT / "docs" / name).read_text("utf-8")):
         yield (kind, text) if kind else ("heading", heading)
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -140,9 +141,9 @@ class Host:
         _ip(f"link set {self.device} up")
 
     def log(self) -> str:
-        """Return the end of Patroni's log."""
+        """Return the end of the log of Patroni and PostgreSQL."""
         path = self.folder / "patroni.log"
-        return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+        return path.read_text(errors="replace")[-20_000:] if path.exists() else ""
 
     def remove(self) -> None:
         """End all processes, and remove the namespace."""
@@ -162,11 +163,7 @@ class Cluster:
         self._bridge = f"{_PREFIX}{os.getpid()}"
         self._gateway = f"{network}.1"
         self.hosts = [Host(number, network, folder) for number in (1, 2, 3)]
-        addresses = ",".join(host.address for host in self.hosts)
-        self.dsn = (
-            f"postgresql://quarantine:{_PASSWORD}@{addresses}/quarantine"
-            "?target_session_attrs=read-write&connect_timeout=1"
-        )
+        self.dsn = self._documented_url("The way to the database")
 
     @contextmanager
     def running(self) -> Iterator[Cluster]:
@@ -189,21 +186,29 @@ class Cluster:
 
     def members(self) -> list[Member]:
         """Return what Patroni knows, from the first host that answers; [] if none does."""
-        for host in self.hosts:
-            with suppress(OSError, ValueError, KeyError):
-                with urllib.request.urlopen(f"http://{host.address}:8008/cluster", timeout=2) as reply:
-                    found = json.load(reply)["members"]
-                return [Member(m["name"], m["role"], m["state"], m.get("timeline", 0)) for m in found]
-        return []
+        return next(filter(None, map(_members, self.hosts)), [])
 
     def leader(self) -> Host:
-        """Return the host that accepts writes. Raises IndexError if none does."""
-        return self.host("leader")
-
-    def host(self, role: str) -> Host:
-        """Return the first host with this role. Raises IndexError if none has it."""
-        name = [member.name for member in self.members() if member.role == role][0]
+        """Return the host that accepts writes. Raises StopIteration if none does."""
+        name = next(member.name for member in self.members() if member.role == "leader")
         return next(host for host in self.hosts if host.name == name)
+
+    def standbys(self) -> tuple[Host, Host]:
+        leader = self.leader()
+        first, second = (host for host in self.hosts if host is not leader)
+        return first, second
+
+    def lead_etcd(self, host: Host) -> None:
+        """Make the etcd of this host the leader of the etcds."""
+        endpoints = ",".join(f"http://{each.address}:2379" for each in self.hosts)
+        printed = _output(["etcdctl", f"--endpoints={endpoints}", "endpoint", "status", "--write-out=json"])
+        found = json.loads(printed)
+        leader = found[0]["Status"]["leader"]
+        ids = {status["Endpoint"]: status["Status"]["header"]["member_id"] for status in found}
+        (current,) = [endpoint for endpoint, id in ids.items() if id == leader]
+        wanted = ids[f"http://{host.address}:2379"]
+        if wanted != leader:
+            _output(["etcdctl", f"--endpoints={current}", "move-leader", f"{wanted:x}"])
 
     def wait_for_another_leader(self, old: Host) -> None:
         def replaced() -> bool:
@@ -212,14 +217,16 @@ class Cluster:
         wait_for(replaced, 90, details=self.details)
 
     def wait_until_healthy(self, seconds: float = 90) -> None:
-        """Wait until there is a leader that both others follow, one of them synchronously."""
+        """Wait until all hosts agree on a leader that both others follow synchronously."""
 
         def healthy() -> bool:
-            members = self.members()
+            # A host that was cut off answers for some seconds what it knew before.
+            members, *others = map(_members, self.hosts)
             return (
-                sorted(member.role for member in members) == ["leader", "replica", "sync_standby"]
+                sorted(member.role for member in members) == ["leader", "sync_standby", "sync_standby"]
                 and all(member.state in ("running", "streaming") for member in members)
                 and len({member.timeline for member in members}) == 1
+                and all(other == members for other in others)
             )
 
         wait_for(healthy, seconds, details=self.details)
@@ -229,59 +236,85 @@ class Cluster:
 
     def run_documented(self, heading: str) -> str:
         """Run the commands under this heading of docs/many-hosts.md on the leader, as root; return what they print."""
-        commands, current = "", ""
-        for kind, text in parts_of("many-hosts.md"):
-            if kind == "heading":
-                current = text
-            elif kind == "sh" and current == heading:
-                commands += text
-        assert commands, heading
         host = self.leader()
         command = ["ip", "netns", "exec", host.namespace, "env", f"PGHOST={host.folder}", "bash", "-ec"]
-        return _output([*command, host.localized(commands)])
+        return _output([*command, host.localized(_documented("sh", heading))])
 
     @contextmanager
     def haproxy(self) -> Iterator[str]:
-        """Run the shipped HAProxy and yield the URL of the database through it."""
-        port = free_port()
-        text = self.hosts[0].localized((FILES / "haproxy.cfg").read_text())
-        assert "bind 127.0.0.1:5000" in text
-        path = self._folder / "haproxy.cfg"
-        path.write_text(text.replace("bind 127.0.0.1:5000", f"bind 127.0.0.1:{port}"))
-        _output(["haproxy", "-c", "-q", "-f", str(path)])
-        with process(["haproxy", "-db", "-f", str(path)], self._folder / "haproxy.log"):
-            url = f"postgresql://quarantine:{_PASSWORD}@127.0.0.1:{port}/quarantine"
+        """Run HAProxy, installed as docs/many-hosts.md says, and yield the URL of the database through it."""
+        port, folder = free_port(), self._folder / "haproxy"
+        self._install("HAProxy", folder, "haproxy.cfg", {"127.0.0.1:5000": f"127.0.0.1:{port}"})
+        with process(["haproxy", "-db", "-f", str(folder / "haproxy.cfg")], self._folder / "haproxy.log"):
+            url = self._documented_url("HAProxy").replace(":5000", f":{port}")
             wait_for(lambda: _answers(url), details=self.details)
             yield url
 
     @contextmanager
     def pgbouncer(self) -> Iterator[str]:
-        """Run the shipped PgBouncer before HAProxy and yield the URL of the database through it."""
+        """Run PgBouncer before HAProxy, both installed as docs/many-hosts.md says, and yield the URL of the database
+        through it."""
         with self.haproxy() as leader_url:
             port, folder = free_port(), self._folder / "pgbouncer"
-            folder.mkdir(exist_ok=True)
-            text = (FILES / "pgbouncer.ini").read_text()
-            for old, new in {
+            replaced = {
                 "port=5000": f"port={psycopg.conninfo.conninfo_to_dict(leader_url)['port']}",
                 "listen_port = 6432": f"listen_port = {port}",
                 "/etc/pgbouncer/": f"{folder}/",
                 "/var/log/postgresql/": f"{folder}/",
                 "/var/run/postgresql/": f"{folder}/",
-            }.items():
-                assert old in text
-                text = text.replace(old, new)
-            (folder / "pgbouncer.ini").write_text(text)
-            (folder / "userlist.txt").write_text(f'"quarantine" "{_PASSWORD}"\n')
-            for path in (folder, *folder.iterdir()):
-                shutil.chown(path, "postgres")
+            }
+            self._install("PgBouncer", folder, "pgbouncer.ini", replaced)
             with process(
                 ["pgbouncer", "-q", str(folder / "pgbouncer.ini")], folder / "out.log",
                 user="postgres", group="postgres", extra_groups=[], cwd=folder,
             ):  # fmt: skip
                 wait_for(lambda: connects(port), details=lambda: (folder / "out.log").read_text())
-                url = f"postgresql://quarantine:{_PASSWORD}@127.0.0.1:{port}/quarantine"
+                url = self._documented_url("PgBouncer").replace(":6432", f":{port}")
                 wait_for(lambda: _answers(url), details=self.details)
                 yield url
+
+    def _install(self, heading: str, folder: Path, name: str, replaced: dict[str, str]) -> None:
+        """Run the commands under this heading of docs/many-hosts.md on the portal host with ``folder`` in place of
+        Debian's. ``replaced``: the ports and paths of the shipped file ``name``."""
+        text = (FILES / name).read_text()
+        for old, new in replaced.items():
+            assert old in text
+            text = text.replace(old, new)
+        shipped = self._folder / "shipped"
+        for path in (shipped, folder):
+            path.mkdir(exist_ok=True)
+        (shipped / name).write_text(self.hosts[0].localized(text))
+        shutil.chown(folder, "postgres")
+        commands = _documented("sh", heading).replace(f"/etc/{folder.name}/", f"{folder}/")
+        # The packages are there, and the test starts the program.
+        without = 'apt-get() { command -v "${@: -1}"; }; systemctl() { :; }\n'
+        _output(["env", "-C", str(shipped), "bash", "-ec", without + self.hosts[0].localized(commands)])
+
+    def _documented_url(self, heading: str) -> str:
+        """Return the `store.url` under this heading of docs/many-hosts.md."""
+        url = tomllib.loads(_documented("toml", heading))["store"]["url"]
+        return self.hosts[0].localized(url)
+
+
+def _members(host: Host) -> list[Member]:
+    """Return what the Patroni of this host knows; [] if it does not answer."""
+    with suppress(OSError, ValueError, KeyError):
+        with urllib.request.urlopen(f"http://{host.address}:8008/cluster", timeout=2) as reply:
+            found = json.load(reply)["members"]
+        return [Member(m["name"], m["role"], m["state"], m.get("timeline", 0)) for m in found]
+    return []
+
+
+def _documented(kind: str, heading: str) -> str:
+    """Return the parts of this kind under this heading of docs/many-hosts.md."""
+    found, current = "", ""
+    for part, text in parts_of("many-hosts.md"):
+        if part == "heading":
+            current = text
+        elif part == kind and current == heading:
+            found += text
+    assert found, heading
+    return found
 
 
 def _answers(url: str) -> bool:
