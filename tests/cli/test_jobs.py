@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from portal.stores.records import Page
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, MALLORY, hold
 from tests.paths import ROOT
 from tests.smtp_server import SmtpServer
+from tests.terminal import on_terminal
 
 Run = Callable[..., Result]
 NEW_RULE = (Symbol("NEW_RULE", 20.0),)
@@ -189,6 +192,38 @@ def test_a_search_that_takes_too_long_is_named(run: Run, store: Store, monkeypat
     parts.store.close()
     shown = run("jobs", "show", str(job.id))
     assert "The search takes too long. Cancel the job" in shown.stderr and "indexed" not in shown.stderr
+
+
+def test_a_terminal_shows_a_bar(run: Run, store: Store, relay: SmtpServer) -> None:
+    for _ in range(3):
+        hold(store, recipients=(ALICE,), symbols=NEW_RULE)
+    command = [
+        sys.executable,
+        "-m",
+        "portal",
+        "release",
+        "--matching",
+        "--symbol",
+        "NEW_RULE",
+        "--reason",
+        "x",
+        "--yes",
+    ]
+    with digest_process():
+        status, seen, output = on_terminal(command, os.environ, 100, shown="stderr")
+    assert (status, len(relay.mails)) == (0, 3), seen
+    assert "3 of 3 deliveries" in seen and "\u2501" in seen and "deliveries/s" in seen and "left" in seen
+    assert b"3 done, 0 failed, 0 left" in output
+
+
+def test_a_job_that_no_process_runs_is_named_after_its_time(run: Run, store: Store) -> None:
+    parts = assemble(load())
+    masses = MassActs(store, parts.actions, parts.staff)
+    mass = MassAct(Act.RELEASE, Filter(), "", 1, "x")
+    late, soon = (masses.start(mass, BY_OPERATOR, uuid4(), timedelta(seconds=-old)) for old in (61, 30))
+    parts.store.close()
+    assert "No process runs the job." in run("jobs", "show", str(late.id)).stderr
+    assert "No process" not in run("jobs", "show", str(soon.id)).stderr
 
 
 def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

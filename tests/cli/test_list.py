@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from portal.cli import main
 from portal.model.message import Symbol, Tier
 from portal.stores import Store
+from portal.stores.shared.facets import SqlFacets
 from tests.builders import ALICE, hold, mail, now
 
 Run = Callable[..., Result]
@@ -113,6 +114,16 @@ def test_an_empty_list_says_why(run: Run, bad: str, options: list[str], why: str
         assert result.exit_code == 0
         assert why in result.stderr, more
     assert why not in result.stdout
+
+
+def test_list_says_that_only_the_newest_were_counted(run: Run, bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.cli.listing.COUNTED_MAX", 1)
+    monkeypatch.setattr(SqlFacets.count, "__defaults__", (1,))
+    monkeypatch.setattr(SqlFacets.groups, "__defaults__", (1,))
+    assert run("list", "--count", "--domain", "example.org").stdout == "more than 1\n"
+    groups = run("list", "--group-by", "domain", "--domain", "example.org")
+    assert groups.stdout.splitlines()[1].split() == ["example.org", "1"]
+    assert "only the newest 1 deliveries were counted. They were held since" in groups.stderr
 
 
 def test_an_empty_store_says_so(run: Run, store: Store) -> None:

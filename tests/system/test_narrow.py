@@ -55,6 +55,27 @@ def test_rows_of_a_search_fit(make_parts: Callable[..., Parts], browser: Browser
         context.close()
 
 
+@pytest.mark.parametrize("query", ["?symbol=BAYES_SPAM", "?by=symbol"])
+def test_the_head_of_a_table_stays_in_sight(make_parts: Callable[..., Parts], browser: Browser, query: str) -> None:
+    with local_site(make_parts, staff__administrators=ALICE) as site:
+        for number in range(40):
+            site.hold(subject=f"Offer {number}", symbols=(Symbol("BAYES_SPAM", 8.0), Symbol(f"RULE_{number}", 1.0)))
+        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        sign_in(site, context)
+        page = context.new_page()
+        page.goto(f"{site.parts.settings.public_url}/admin/{query}")
+        table = page.get_by_role("table")
+        table.evaluate("one => { one.parentElement.scrollIntoView(); one.parentElement.scrollTop = 1e6 }")
+        last = table.get_by_role("row").last.bounding_box()
+        assert last and 0 < last["y"] < 800, "it is scrolled to its end"
+        for header in table.get_by_role("columnheader").all():
+            assert header.evaluate(
+                "one => { const box = one.getBoundingClientRect();"
+                " return one.contains(document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2)) }"
+            )
+        context.close()
+
+
 def test_pages_of_the_console_fit_a_small_phone(make_parts: Callable[..., Parts], browser: Browser) -> None:
     with local_site(make_parts, staff__administrators=ALICE) as site:
         long = f'"{"M" * 60}" <{"l" * 60}@{"o" * 60}.example>'

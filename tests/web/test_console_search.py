@@ -16,6 +16,7 @@ from portal.model.message import Symbol, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Count
 from portal.stores.records import Page
+from portal.stores.shared.facets import SqlFacets
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.web_client import Browser, Site
 
@@ -199,6 +200,22 @@ def test_the_page_says_that_there_may_be_more(site: Site, monkeypatch: pytest.Mo
     monkeypatch.setattr(type(site.store.facets), "page", lambda *_: cut)
     page = get(browser, ("symbol", "FUZZY_DENIED"))
     assert "The search took too long, so there may be more" in page and "No messages" not in page
+
+
+def test_the_page_says_that_only_the_newest_were_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        hold(site.store, recipients=[ALICE], at=site.now - timedelta(hours=number))
+    while site.store.facets.index():
+        pass
+    browser = staff(site)
+    assert "Deliveries: 4" in get(browser, ("symbol", "BAYES_SPAM"))
+    monkeypatch.setattr("portal.web.console_search._PAGE", 2)
+    monkeypatch.setattr("portal.web.console_search.COUNTED_MAX", 3)
+    monkeypatch.setattr(SqlFacets.count, "__defaults__", (3,))
+    monkeypatch.setattr(SqlFacets.groups, "__defaults__", (3,))
+    assert "Deliveries: more than 3 " in get(browser, ("symbol", "BAYES_SPAM"))
+    groups = get(browser, ("symbol", "BAYES_SPAM"), ("by", "domain"))
+    assert "The newest 3 deliveries, held since" in groups and '<td class="number">3<' in groups
 
 
 def test_nobody_learns_which_symbols_other_domains_have(site: Site) -> None:
