@@ -69,7 +69,7 @@ def list_(
             found = _print_deliveries(parts, wanted, Order(order or Order.NEWEST), limit, as_json)
         if not found:
             days = parts.domains.longest_retention_days
-            click.echo(why_nothing(parts.store, wanted, parts.people.is_notified, days, now), err=True)
+            click.echo(str(why_nothing(parts.store, wanted, parts.people.is_notified, days, now)), err=True)
 
 
 COMMANDS = (list_,)

@@ -31,6 +31,7 @@ from babel.messages.pofile import PoFileError, read_po
 from babel.numbers import format_decimal, format_percent, get_decimal_symbol
 from babel.units import format_unit
 
+from portal.model.phrase import Phrase
 from portal.model.record import record
 from portal.model.text import TAGS
 
@@ -117,6 +118,15 @@ class Language:
         # Translators: an amount that other sentences have in them, like “for 14 days”; they must fit all its forms.
         form = self.ngettext("%(number)s day", "%(number)s days", days)
         return form % {"number": self.number(days)}
+
+    def phrase(self, phrase: Phrase) -> str:
+        """Return a sentence with its values, whose direction does not affect the sentence (UAX #9, 2.7)."""
+        return self.gettext(phrase.text) % {name: self._value(value) for name, value in phrase.values.items()}
+
+    def _value(self, value: str | timedelta) -> str:
+        if isinstance(value, timedelta):
+            return self.days(value.days)
+        return value if self.direction == "ltr" and value.isascii() else f"\u2068{value}\u2069"
 
     def removed_in(self, days: int) -> str:
         """Return when a message is removed, from today on: "Removed in 3 days"."""

@@ -17,8 +17,9 @@ from typing import Any
 from portal.model.domains import lower_case
 from portal.model.errors import BadCriterion
 from portal.model.message import ACTIONS, Filter, State, Tier, domain, identity
+from portal.model.phrase import Phrase
 from portal.model.record import record
-from portal.model.text import shown
+from portal.model.text import N_, shown
 
 TEXT_CHARS = 320  # the longest address (RFC 5321, 4.5.3.1)
 _MANY = 100  # values of one name
@@ -30,9 +31,18 @@ _FACTORS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _SHOWN = 100
 
 
+class BadValue(ValueError):
+    """A text that is not a value of a criterion."""
+
+    def __init__(self, text: str, **values: str) -> None:
+        """``text``: what is wrong, to be translated."""
+        self.phrase = Phrase(text, values)
+        super().__init__(str(self.phrase))
+
+
 @record(frozen=True, slots=True)
 class Criterion:
-    """One name of the language. ``read`` returns the value of a text, or raises ValueError with what is wrong."""
+    """One name of the language. ``read`` returns the value of a text, or raises BadValue."""
 
     name: str
     help: str
@@ -42,7 +52,7 @@ class Criterion:
 
 def _text(text: str, zone: tzinfo, now: datetime) -> str:
     if len(text) > TEXT_CHARS:
-        raise ValueError(f"this is longer than {TEXT_CHARS} characters")
+        raise BadValue(N_("this is longer than %(number)s characters"), number=str(TEXT_CHARS))
     return text
 
 
@@ -53,34 +63,36 @@ def _address(text: str, zone: tzinfo, now: datetime) -> str:
 def _domain(text: str, zone: tzinfo, now: datetime) -> str:
     found = domain(_text(text, zone, now))
     if not found or any(c.isspace() for c in found):
-        raise ValueError(f"{_quoted(text)} is not a domain: use one like example.org")
+        raise BadValue(N_("%(value)s is not a domain: use one like example.org"), value=_quoted(text))
     return found
 
 
 def _symbol(text: str, zone: tzinfo, now: datetime) -> str:
     if any(c.isspace() for c in _text(text, zone, now)):
-        raise ValueError(f"{_quoted(text)} is not a symbol: use a name like BAYES_SPAM")
+        raise BadValue(N_("%(value)s is not a symbol: use a name like BAYES_SPAM"), value=_quoted(text))
     return text
 
 
 def _one_of(values: Sequence[str], text: str, zone: tzinfo, now: datetime) -> str:
     if text.lower() not in values:
-        raise ValueError(f"{_quoted(text)} is not one of {', '.join(values)}")
+        raise BadValue(N_("%(value)s is not one of %(values)s"), value=_quoted(text), values=", ".join(values))
     return text.lower()
 
 
 def moment(text: str, zone: tzinfo, now: datetime, *, ends_day: bool = False) -> datetime:
     """Return the time of a date, with or without the time of day, or of how long ago.
 
-    ``ends_day``: a date alone means the end of that day. Raises ValueError.
+    ``ends_day``: a date alone means the end of that day. Raises BadValue.
     """
     relative = _RELATIVE_TIME.fullmatch(text)
-    if relative:
-        return now - timedelta(**{_UNITS[relative[2]]: int(relative[1])})
     try:
+        if relative:
+            return now - timedelta(**{_UNITS[relative[2]]: int(relative[1])})
         found = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"{_quoted(text)} is not a date: use 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m") from error
+    except (ValueError, OverflowError) as error:
+        raise BadValue(
+            N_("%(value)s is not a date: use 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m"), value=_quoted(text)
+        ) from error
     # At the ends of the calendar, adding a day or changing the zone would fail.
     if ends_day and _DATE.fullmatch(text) and found.year < MAXYEAR:
         found += timedelta(days=1)
@@ -90,13 +102,13 @@ def moment(text: str, zone: tzinfo, now: datetime, *, ends_day: bool = False) ->
 
 
 def number(text: str) -> float:
-    """Return the number of a text. Raises ValueError."""
+    """Return the number of a text. Raises BadValue."""
     try:
         found = float(text)
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise ValueError(f"{_quoted(text)} is not a number: use one like 15 or 7.5")
+        raise BadValue(N_("%(value)s is not a number: use one like 15 or 7.5"), value=_quoted(text))
     return found
 
 
@@ -108,15 +120,16 @@ def _network(text: str, zone: tzinfo, now: datetime) -> IPv4Network | IPv6Networ
     try:
         return ip_network(text.strip("[]"), strict=False)
     except ValueError as error:
-        raise ValueError(
-            f"{_quoted(text)} is not an IP address or network: use 192.0.2.1, 192.0.2.0/24 or 2001:db8::/32"
+        raise BadValue(
+            N_("%(value)s is not an IP address or network: use 192.0.2.1, 192.0.2.0/24 or 2001:db8::/32"),
+            value=_quoted(text),
         ) from error
 
 
 def _size(text: str, zone: tzinfo, now: datetime) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{_quoted(text)} is not a size: use bytes, or one like 20k or 1.5M")
+        raise BadValue(N_("%(value)s is not a size: use bytes, or one like 20k or 1.5M"), value=_quoted(text))
     return round(float(match[1]) * _FACTORS[match[2].lower()])
 
 
@@ -153,10 +166,11 @@ CRITERIA = (
     Criterion("rule", "Only deliveries that a rule for this sender blocked or let through.", _rule),
 )  # fmt: skip
 NAMES = tuple(criterion.name for criterion in CRITERIA)
+_ABOVE = N_("%(first)s is above %(second)s, so no message can match. Exchange them.")
 _REVERSED = {
-    ("since", "until"): "is not before",
-    ("score-min", "score-max"): "is above",
-    ("size-min", "size-max"): "is above",
+    ("since", "until"): N_("%(first)s is not before %(second)s, so no message can match. Exchange them."),
+    ("score-min", "score-max"): _ABOVE,
+    ("size-min", "size-max"): _ABOVE,
 }
 
 
@@ -166,18 +180,19 @@ def read(typed: Mapping[str, Sequence[str]], zone: tzinfo, now: datetime) -> Fil
     for criterion in CRITERIA:
         texts = [text.strip() for text in typed.get(criterion.name, ())]
         if len(texts) > (_MANY if criterion.many else 1):
-            raise BadCriterion(criterion.name, f"give it at most {_MANY} times" if criterion.many else "give it once")
+            many = Phrase(N_("give it at most %(number)s times"), {"number": str(_MANY)})
+            raise BadCriterion(criterion.name, many if criterion.many else Phrase(N_("give it once")))
         try:
             values = [criterion.read(text, zone, now) for text in texts]
-        except (ValueError, OverflowError) as error:
-            raise BadCriterion(criterion.name, str(error)) from error
+        except BadValue as error:
+            raise BadCriterion(criterion.name, error.phrase) from error
         if values:
             found[criterion.name] = values if criterion.many else values[0]
     for (low, high), problem in _REVERSED.items():
         if low in found and high in found:
             wrong = found[low] >= found[high] if low == "since" else found[low] > found[high]
             if wrong:
-                raise BadCriterion(low, "so no message can match. Exchange them.", (problem, high))
+                raise BadCriterion(low, Phrase(problem), high)
     return Filter(
         recipient=found.get("recipient"),
         sender=found.get("sender"),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from portal.model.phrase import Phrase
+
 if TYPE_CHECKING:
     from portal.model.message import Delivery
 
@@ -171,16 +173,15 @@ class RulesInUse(QuarantineError):
 class BadCriterion(QuarantineError):
     """A search criterion that cannot be used. The caller shows it under its own name of the criterion."""
 
-    def __init__(self, name: str, problem: str, other: tuple[str, str] | None = None) -> None:
-        """``other``: how its value contradicts another criterion, and the name of that one."""
+    def __init__(self, name: str, problem: Phrase, other: str | None = None) -> None:
+        """``other``: the name of a criterion that this one contradicts; %(first)s and %(second)s are both."""
         self.name = name
         self.problem = problem
         self.other = other
         super().__init__(self.sentence(str))
 
-    def sentence(self, label: Callable[[str], str]) -> str:
+    def sentence(self, label: Callable[[str], str], translate: Callable[[Phrase], str] = str) -> str:
         """Return the problem; ``label`` returns what the reader knows a criterion by."""
         if self.other is None:
-            return f"{label(self.name)}: {self.problem}"
-        contradicts, name = self.other
-        return f"{label(self.name)} {contradicts} {label(name)}, {self.problem}"
+            return f"{label(self.name)}: {translate(self.problem)}"
+        return translate(Phrase(self.problem.text, {"first": label(self.name), "second": label(self.other)}))

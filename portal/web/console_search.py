@@ -16,6 +16,7 @@ from bottle import HTTPResponse
 from portal.batches.batch import Act
 from portal.batches.mass import ACTS
 from portal.batches.mass_run import MassActs
+from portal.mail.languages import Language
 from portal.model import criteria
 from portal.model.domains import shown_address
 from portal.model.errors import BadCriterion
@@ -213,7 +214,8 @@ class ConsoleSearch:
         nothing = ""
         if wanted is not None and is_empty and search.typed():
             days = self._parts.domains.longest_retention_days
-            nothing = why_nothing(self._parts.store, wanted, self._parts.people.is_notified, days, now, domains)
+            why_not = why_nothing(self._parts.store, wanted, self._parts.people.is_notified, days, now, domains)
+            nothing = request.language.phrase(why_not)
         return self._console.page(
             request,
             staff,
@@ -221,7 +223,7 @@ class ConsoleSearch:
             400 if error else 200,
             is_first_page=not search.values,
             roles=self._console.roles(staff),
-            error=error and (error.name, error.sentence(lambda name: request.language.gettext(_LABELS[name]))),
+            error=error and (error.name, _sentence(error, request.language)),
             acts=[
                 (_ACTS_ON_ALL[act], search.without("before", "by").query(("act", act.value)))
                 for act in ACTS
@@ -266,6 +268,10 @@ class ConsoleSearch:
                 "indexed": page.indexed and total.indexed,
             }
         return found
+
+
+def _sentence(error: BadCriterion, language: Language) -> str:
+    return error.sentence(lambda name: language.gettext(_LABELS[name]), language.phrase)
 
 
 def _form_values(search: Search, viewer: Viewer) -> dict[str, object]:

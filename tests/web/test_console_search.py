@@ -13,6 +13,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.criteria import NAMES
 from portal.model.message import Symbol, Tier
+from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Count
 from portal.stores.records import Page
@@ -177,6 +178,18 @@ def test_an_empty_answer_says_why(site: Site, pairs: list[tuple[str, str]], reas
         pass
     assert "No messages." not in get(browser)
     assert reason in get(browser, *pairs)
+
+
+def test_what_a_search_answers_is_in_the_language_of_the_reader(site: Site) -> None:
+    site.store.recipients.set_preferences(MALLORY, Preferences(language="de"))
+    hold(site.store, recipients=[ALICE])
+    browser = staff(site)
+    page = get(browser, ("recipient", "nobody@example.org"))
+    assert "F\xfcr nobody@example.org ist nichts gespeichert." in page and "werden 30 Tage aufbewahrt" in page
+    page = get(browser, ("since", "soon"), status=400)
+    assert "Zur\xfcckgehalten seit: &#39;soon&#39; ist kein Datum" in page
+    page = get(browser, ("score-min", "9"), ("score-max", "8"), status=400)
+    assert "daher passt keine Nachricht. Tauschen Sie die Werte." in page and 'lang="en"' not in page
 
 
 def test_a_row_has_the_names_of_attachments(site: Site) -> None:

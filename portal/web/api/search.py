@@ -273,7 +273,7 @@ class SearchRoutes:
         reach, parts = self._parts.staff.reach(caller.member, Permission.SEE_ENVELOPE), self._parts
         domains = None if EVERYWHERE in reach else reach
         days = parts.domains.longest_retention_days
-        return why_nothing(parts.store, wanted, parts.people.is_notified, days, self._pages.now(), domains)
+        return str(why_nothing(parts.store, wanted, parts.people.is_notified, days, self._pages.now(), domains))
 
 
 def _opaque(text: str) -> str:
