@@ -15,10 +15,10 @@ from bottle import HTTPResponse
 
 from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter, person_typed, subject_typed
 from portal.model.domains import shown_address
-from portal.model.message import parse_id
+from portal.model.message import EventKind, parse_id
 from portal.model.staff import EVERYWHERE
 from portal.model.tables import cell
-from portal.model.text import shown
+from portal.model.text import N_, shown
 from portal.policy.staff import Permission
 from portal.web.console import Console, StaffSession
 from portal.web.listing import period
@@ -30,6 +30,56 @@ _SIZE = 50
 _EXPORTED = 100_000  # entries in a file; the page before it selects fewer
 _BATCH = 1_000
 _ENDS = "The file ends here. There may be older entries: choose earlier days."
+ACT_NAMES: dict[str, str] = {
+    Act.SIGNED_IN: N_("Sign-in"),
+    Act.SIGNED_OUT: N_("Sign-out"),
+    Act.RULE_ADDED: N_("Rule added"),
+    Act.RULE_REMOVED: N_("Rule removed"),
+    Act.DOMAIN_SET: N_("Domain value changed"),
+    Act.ROLE_GIVEN: N_("Role given"),
+    Act.ROLE_REMOVED: N_("Role removed"),
+    Act.TOKEN_CREATED: N_("API token created"),
+    Act.TOKEN_REVOKED: N_("API token revoked"),
+    Act.SECOND_FACTOR_SET: N_("Second factor set up"),
+    Act.SECOND_FACTOR_RESET: N_("Second factor removed"),
+    Act.SECOND_FACTOR_REFUSED: N_("Second factor blocked after wrong codes"),
+    Act.RECOVERY_CODE_USED: N_("Recovery code used"),
+    Act.PREFERENCES_SET: N_("Preferences changed"),
+    Act.DIGESTS_STOPPED: N_("Digests stopped"),
+    Act.DIGESTS_RESUMED: N_("Digests resumed"),
+    Act.DIGEST_REQUESTED: N_("Digest requested"),
+    Act.LINK_SENT: N_("Sign-in link sent"),
+    Act.LINKS_REVOKED: N_("Links revoked"),
+    Act.RECIPIENT_FORGOTTEN: N_("Recipient's data removed"),
+    Act.BODY_READ: N_("Message read"),
+    Act.JOB_STARTED: N_("Job started"),
+    Act.JOB_CHANGED: N_("Job changed"),
+    Act.UNLEARNED: N_("Learning reversed"),
+    Act.EXPORTED: N_("Data exported"),
+    EventKind.HELD: N_("Message held"),
+    EventKind.ASSIGNED: N_("Recipient assigned"),
+    EventKind.REQUESTED: N_("Release requested"),
+    EventKind.WITHDRAWN: N_("Release request withdrawn"),
+    EventKind.REMINDED: N_("Administrators reminded"),
+    EventKind.REFUSED: N_("Release request denied"),
+    EventKind.RELEASING: N_("Release started"),
+    EventKind.DEFERRED: N_("Release deferred"),
+    EventKind.RELEASED: N_("Message released"),
+    EventKind.FAILED: N_("Release failed"),
+    EventKind.CONFIRMED: N_("Reported as spam and deleted"),
+    EventKind.LEARNED_HAM: N_("Learned as wanted"),
+    EventKind.LEARNED_SPAM: N_("Learned as spam"),
+    EventKind.STOPPED: N_("Release stopped"),
+    EventKind.DELETED: N_("Message deleted"),
+    EventKind.RESTORED: N_("Deletion undone"),
+    EventKind.RAISED: N_("Classified as more dangerous"),
+    EventKind.PASSED: N_("Message let through"),
+    EventKind.BLOCKED: N_("Message blocked"),
+    EventKind.UNBLOCKED: N_("Moved to held messages"),
+    EventKind.REANNOUNCED: N_("Put into the next digest again"),
+    EventKind.ASKED: N_("Administrator asked"),
+    EventKind.DOWNLOADED: N_("Message downloaded"),
+}
 _TYPED = ("who", "act", "about", "message", "since", "until")
 _CHARACTERS = 254
 
@@ -39,7 +89,7 @@ class EntryRow:
     """An entry as the page lists it."""
 
     at: str
-    act: str
+    act: str  # to be translated
     who: str
     via: str
     address: str
@@ -73,7 +123,9 @@ class AuditPages:
             times_in=zone.key,
             typed=typed,
             exported=used,
-            acts=ACTS,
+            acts=sorted(
+                ((act, request.language.gettext(ACT_NAMES[act])) for act in ACTS), key=lambda each: each[1].casefold()
+            ),
             rows=[_row(request, each, zone) for each in entries[:_SIZE]],
             older=older and f"{PATH}?{urlencode(older)}",
             first=f"{PATH}?{urlencode(used)}" if request.query("before") else "",
@@ -140,7 +192,7 @@ def _json_lines(entries: Sequence[AuditEntry], *, is_whole: bool) -> str:
 def _row(request: Request, entry: AuditEntry, zone: ZoneInfo) -> EntryRow:
     return EntryRow(
         at=request.language.short_moment(entry.at, zone),
-        act=entry.act,
+        act=ACT_NAMES.get(entry.act, entry.act),
         who=shown_address(entry.actor.name or entry.actor.who),
         via=entry.actor.via,
         address=entry.actor.address,

@@ -12,10 +12,12 @@ from html import unescape
 import pytest
 
 from portal.assemble import Parts
-from portal.model.audit import Act, AuditEntry, AuditFilter
+from portal.model.audit import ACTS, Act, AuditEntry, AuditFilter
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
+from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.web.audit import ACT_NAMES
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, digesting
 from tests.web_client import Answer, Browser, Site
 
@@ -143,6 +145,19 @@ def test_the_page_is_filtered_by_what_was_typed(two_domains: Site, query: str, e
     answer = browser.get(f"/admin/audit?{query}")
     assert answer.status == 200
     assert {each for each in subjects(answer.text) if "mallory" not in each} == expected
+
+
+def test_acts_have_names_in_the_language_of_the_reader(two_domains: Site) -> None:
+    assert set(ACT_NAMES) == set(ACTS)
+    audited(two_domains)
+    browser = staff(two_domains, Role.AUDITOR)
+    page = browser.get("/admin/audit").text
+    assert "<td>Rule added</td>" in page and "rule-added</td>" not in page
+    two_domains.store.recipients.set_preferences("mallory@example.org", Preferences(language="de"))
+    page = browser.get("/admin/audit?act=domain-set").text
+    assert "<td>Wert einer Domain ge\xe4ndert</td>" in page
+    assert '<option value="domain-set" selected>Wert einer Domain ge\xe4ndert</option>' in page
+    assert ",domain-set," in exported(browser).text
 
 
 def test_older_entries_are_on_the_next_page(two_domains: Site) -> None:
