@@ -13,7 +13,7 @@ from portal.model.domains import shown_address
 from portal.model.message import Tier, domain
 from portal.model.rights import ReleaseRight
 from portal.model.schedule import Schedule
-from portal.model.text import Tag
+from portal.model.text import N_, Tag
 from portal.settings.oidc import OidcSettings
 from portal.settings.values import Hours, MailAddress, PlainName, PublicUrl, Section, Words, ZoneName, plain
 
@@ -43,75 +43,88 @@ class DomainSettings(Section):
     """Values for the recipients of one domain. A value that is not set is that of the site."""
 
     domain: Annotated[str, Field(exclude=True, repr=False)]  # the table's name
-    name: PlainName | None = Field(None, description="Name of the quarantine, as `site.name`.")
+    name: PlainName | None = Field(None, description=N_("Name of the quarantine, as `site.name`."))
     colour: Annotated[str, AfterValidator(checked_colour)] | None = Field(
         None,
-        description="Colour of buttons and links, `#rrggbb`. Its contrast to white and to the pages' ground must be at "
-        "least 4.5.",
+        description=N_(
+            "Colour of buttons and links, `#rrggbb`. Its contrast to white and to the pages' ground must be at "
+            "least 4.5."
+        ),
     )
     colour_dark: Annotated[str, AfterValidator(partial(checked_colour, dark=True))] | None = Field(
-        None, description="The same in dark mode, readable beside dark text and grounds."
+        None, description=N_("The same in dark mode, readable beside dark text and grounds.")
     )
     logo: Annotated[str, AfterValidator(_logo)] | None = Field(
         None,
-        description="Path of a PNG or WebP picture of at most 20 KB, shown 32 pixels high at the top of pages and "
-        "mails.",
+        description=N_(
+            "Path of a PNG or WebP picture of at most 20 KB, shown 32 pixels high at the top of pages and mails."
+        ),
     )
     from_address: MailAddress | None = Field(
-        None, description="The From address, as `mail.from_address`, in this domain or in a subdomain of it."
+        None, description=N_("The From address, as `mail.from_address`, in this domain or in a subdomain of it.")
     )
     admin_address: MailAddress | None = Field(
-        None, description="The domain's administrator, who gets the release requests of its recipients."
+        None, description=N_("The domain's administrator, who gets the release requests of its recipients.")
     )
     public_url: PublicUrl | None = Field(
         None,
-        description="The portal's URL for these recipients: another host than in `public_url`, with the same path. "
-        "Both must be https.",
+        description=N_(
+            "The portal's URL for these recipients: another host than in `public_url`, with the same path. "
+            "Both must be https."
+        ),
     )
-    at: Hours | None = Field(None, description="As `digest.at`.")
-    timezone: ZoneName | None = Field(None, description="As `digest.timezone`.")
-    schedule: Schedule | None = Field(None, description="As `digest.schedule`.")
-    language: Tag | None = Field(None, description="As `digest.language`.")
-    notices: bool | None = Field(None, description="As `digest.notices`.")
+    at: Hours | None = Field(None, description=N_("As `digest.at`."))
+    timezone: ZoneName | None = Field(None, description=N_("As `digest.timezone`."))
+    schedule: Schedule | None = Field(None, description=N_("As `digest.schedule`."))
+    language: Tag | None = Field(None, description=N_("As `digest.language`."))
+    notices: bool | None = Field(None, description=N_("As `digest.notices`."))
     release_spam: ReleaseRight | None = Field(
         None,
-        description="Who may release messages of the tier *spam*: `self` (the recipient; the default), `request` (an "
-        "administrator, whom the recipient may ask) or `administrator` (without being asked).",
+        description=N_(
+            "Who may release messages of the tier *spam*: `self` (the recipient; the default), `request` (an "
+            "administrator, whom the recipient may ask) or `administrator` (without being asked)."
+        ),
     )
     release_suspicious: ReleaseRight | None = Field(
         None,
-        description="As `release_spam`, for suspicious messages. `self`, the default, can only be set in the file.",
+        description=N_("As `release_spam`, for suspicious messages. `self`, the default, can only be set in the file."),
     )
     release_dangerous: ReleaseRight | None = Field(
         None,
-        description="As `release_spam`, for dangerous messages. `request` is the default; only the file can set "
-        "`self`.",
+        description=N_(
+            "As `release_spam`, for dangerous messages. `request` is the default; only the file can set `self`."
+        ),
     )
     retention_spam_days: int | None = Field(
         None,
         ge=1,
         le=3650,
-        description="Messages of the tier *spam* for these recipients are removed after this many days. Default: "
-        "`store.retention_days`.",
+        description=N_(
+            "Messages of the tier *spam* for these recipients are removed after this many days. Default: "
+            "`store.retention_days`."
+        ),
     )
     retention_suspicious_days: int | None = Field(
-        None, ge=1, le=3650, description="As `retention_spam_days`, for suspicious messages."
+        None, ge=1, le=3650, description=N_("As `retention_spam_days`, for suspicious messages.")
     )
     retention_dangerous_days: int | None = Field(
-        None, ge=1, le=3650, description="As `retention_spam_days`, for dangerous messages."
+        None, ge=1, le=3650, description=N_("As `retention_spam_days`, for dangerous messages.")
     )
     recipient_rules: bool | None = Field(
-        None, description="Whether recipients may allow and block senders for themselves. Default: true."
+        None, description=N_("Whether recipients may allow and block senders for themselves. Default: true.")
     )
     formatted_view: bool | None = Field(
         None,
-        description="Whether recipients may see messages as their senders formatted them, not only their text. "
-        "Default: true.",
+        description=N_(
+            "Whether recipients may see messages as their senders formatted them, not only their text. Default: true."
+        ),
     )
     recipient_downloads: bool | None = Field(
         None,
-        description="Whether recipients may download messages that they may release, and attachments in which a virus "
-        "scanner found nothing. Default: true.",
+        description=N_(
+            "Whether recipients may download messages that they may release, and attachments in which a virus "
+            "scanner found nothing. Default: true."
+        ),
     )
     locked: Words = Field((), description="Keys whose values `quarantine domains set` does not change.")
 

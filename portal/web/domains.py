@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bottle import HTTPError, HTTPResponse
 
+from portal.mail.languages import Language
 from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
 from portal.model.errors import BadDomainValue
@@ -140,7 +141,7 @@ class DomainPages:
         rows = [
             ValueRow(
                 key=key,
-                help=_plain_text(DomainSettings.model_fields[key].description or ""),
+                help=_help(key, viewer.language),
                 value=_text(own.get(key, "")),
                 usual=_text(usual[key]),
                 source=_LOCKED if sources[key].endswith("locked") else _SOURCES[sources[key]],
@@ -194,8 +195,9 @@ def _of_site(policy: DomainPolicy) -> dict[str, object]:
     }
 
 
-def _plain_text(markdown: str) -> str:
-    return markdown.replace("`", "").replace("*", "")
+def _help(key: str, language: Language) -> str:
+    markdown = DomainSettings.model_fields[key].description
+    return language.gettext(markdown).replace("`", "").replace("*", "") if markdown else ""
 
 
 def _text(value: object) -> str:

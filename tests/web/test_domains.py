@@ -10,6 +10,7 @@ import pytest
 
 from portal.assemble import Parts
 from portal.model.audit import AuditFilter
+from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.policy.domains import Domains
 from tests.builders import ALICE, BY_OPERATOR, MALLORY, with_parts
@@ -86,6 +87,14 @@ def test_wrong_values_change_nothing_and_are_shown_again(site: Site, key: str, v
     assert text in unescape(page) and "<b>Base" not in page
     assert answer.status == (400 if value else 303)
     assert site.store.domains.in_use() == []
+
+
+def test_the_help_of_values_is_in_the_language_of_the_reader(site: Site) -> None:
+    browser = staff(site)
+    assert "Name of the quarantine, as site.name." in browser.get("/admin/domains?domain=example.org").text
+    site.store.recipients.set_preferences(MALLORY, Preferences(language="de"))
+    page = browser.get("/admin/domains?domain=example.org").text
+    assert "Name der Quarant\xe4ne, wie site.name." in page and "as site.name" not in page
 
 
 def test_locked_values_have_no_form(make_parts: Callable[..., Parts]) -> None:
