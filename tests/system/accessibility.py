@@ -22,6 +22,53 @@ _SMALL_TARGETS = """() => [...document.querySelectorAll("a[href], button, input:
         && (box.width < 23.5 || box.height < 23.5) && !(one.matches("a") && getComputedStyle(one).display === "inline"))
     .map(([one, box]) => `${Math.round(box.width)}x${Math.round(box.height)} ${one.outerHTML.slice(0, 100)}`)"""
 
+# Links, buttons and what unfolds, where less than 44 by 44 pixels can be hit (WCAG 2.2, 2.5.5), also beside the element
+# itself. Links within a sentence are left out: the text before them does not end one, or the text after goes on.
+_LOW_TARGETS = r"""() => {
+    const isHit = (one, x, y) => {
+        const top = document.elementFromPoint(x, y);
+        return top !== null && (one.contains(top) || top.contains(one) && top.localName === "label");
+    };
+    const reach = (one, x, y, dx, dy) => {
+        let far = 0;
+        while (far < 44 && isHit(one, x + dx * (far + .5), y + dy * (far + .5))) far += .5;
+        return far;
+    };
+    // The link of a row is as large as the row, but for what else the row has.
+    const points = one => {
+        const box = one.matches(".mail") ? one.closest("li").getBoundingClientRect() : one.getClientRects()[0];
+        const parts = one.matches(".mail") ? [.5, .1, .2, .3, .4, .6, .7, .8, .9] : [.5];
+        return parts.map(part => [box.x + box.width * part, box.y + box.height / 2]);
+    };
+    const isLarge = one => points(one).some(([x, y]) => isHit(one, x, y)
+        && reach(one, x, y, -1, 0) + reach(one, x, y, 1, 0) >= 43
+        && reach(one, x, y, 0, -1) + reach(one, x, y, 0, 1) >= 43);
+    const isInSentence = one => {
+        const block = one.closest("p, li, dd, td, div"), before = new Range(), after = new Range();
+        if (!one.matches("a") || getComputedStyle(one).display !== "inline" || !block) return false;
+        before.setStart(block, 0);
+        before.setEndBefore(one);
+        after.setStartAfter(one);
+        after.setEnd(block, block.childNodes.length);
+        return /[^\s.:!?·]\s*$/.test(before.toString()) || /^\s*[\p{L}\p{N}(“]/u.test(after.toString());
+    };
+    // What stays in sight would cover others: here it is as long as all details are open.
+    const sticky = [...document.querySelectorAll("*")].filter(one => getComputedStyle(one).position === "sticky");
+    for (const one of sticky) Object.assign(one.style, {position: "relative", inset: "auto"});
+    const found = [], seen = document.querySelector("dialog:modal") ?? document;
+    for (const one of seen.querySelectorAll("a[href], button, summary")) {
+        const box = one.getBoundingClientRect();
+        if (!one.checkVisibility({visibilityProperty: true}) || box.width < 2 || box.height < 2) continue;
+        if (one.closest("[aria-hidden=true]") || getComputedStyle(one).clipPath !== "none") continue;
+        if (box.width > 43.5 && box.height > 43.5 || isInSentence(one)) continue;
+        one.scrollIntoView({block: "center", inline: "center"});
+        const size = `${Math.round(box.width)}x${Math.round(box.height)}`;
+        if (!isLarge(one)) found.push(`${size} ${one.outerHTML.slice(0, 150)}`);
+    }
+    for (const one of sticky) Object.assign(one.style, {position: "", inset: ""});
+    scrollTo(0, 0);
+    return found; }"""
+
 _COLOUR_RULES = ["color-contrast", "link-in-text-block"]
 # axe reads the style sheets for css-orientation-lock alone, an experimental rule, which is off.
 _RUN = """([elements, options]) => axe.run(elements ?? document, {
@@ -113,6 +160,14 @@ def unclear(page: Page) -> list[str]:
             urls.setdefault(node.name, set()).add(node.url.partition("?")[0])
     found += [f"link {name!r} to {sorted(to)}" for name, to in urls.items() if len(to) > 1]
     return [f"{page.title()}: {problem}" for problem in found]
+
+
+def low_targets(page: Page) -> list[str]:
+    """Return the targets that are too small for a finger. Rows of similar messages are checked open, then closed."""
+    found = page.evaluate(_LOW_TARGETS)
+    page.locator(".alike").evaluate_all("all => all.forEach(one => { one.open = false })")
+    found += page.evaluate(_LOW_TARGETS)
+    return [f"{page.title()}: less than 44 pixels: {target}" for target in dict.fromkeys(found)]
 
 
 def misfits(page: Page) -> list[str]:
