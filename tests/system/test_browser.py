@@ -133,6 +133,34 @@ def test_a_held_message_is_read_three_presses_after_its_digest(
     assert (sessions(), presses) == (1, 3)
 
 
+def test_a_held_message_is_read_three_presses_after_opening_the_quarantine(
+    site: LocalSite, steered: Browser, chromium: str, tmp_path: Path
+) -> None:
+    """The button, the mailed link and the subject. Nothing is typed."""
+    text = b"Subject: Minutes\r\n\r\nWe meet again in May.\r\n"
+    site.hold(recipients=[ALICE], subject="Minutes of Thursday", data=text)
+    digest, presses = site.digest(), 0
+    like_a_person = [*FLAGS, "--disable-blink-features=AutomationControlled"]
+    with steered.browser_type.launch_persistent_context(
+        tmp_path, executable_path=chromium, args=like_a_person
+    ) as context:
+        page = context.new_page()
+        read_mail(page, digest)
+        page.get_by_role("link", name="Open my quarantine").click()
+        page.get_by_role("button", name="Send me a sign-in link").click()
+        presses += 1
+        page.get_by_role("textbox").wait_for()
+        housekeeping.send_queued(site.parts, site.now)
+        found = re.search(r'http://[^"]+/sign-in/[\w-]{32}/', part(site.last_mail(), "html"))
+        assert found
+        page.goto(found[0])
+        presses += 1
+        page.get_by_role("link", name="Minutes of Thursday").click()
+        presses += 1
+        expect(page.locator(".text")).to_contain_text("We meet again in May.")
+    assert presses == 3
+
+
 def test_one_click_on_a_fresh_digest_shows_the_button(site: Site, chromium: str, tmp_path: Path) -> None:
     held = site.hold()
     page = open_once(chromium, tmp_path, url(site, Action.RELEASE, held, minutes_old=9))
@@ -426,6 +454,22 @@ def test_the_list_is_printed_without_boxes_and_buttons(site: Site, steered: Brow
     assert page.locator(".list .tick, .bar, .do, .search, .views").filter(visible=True).count() == 0
     lefts = page.locator(".line").evaluate_all("all => all.map(one => one.getBoundingClientRect().x)")
     assert len(lefts) == 2 and len(set(lefts)) == 1, lefts
+
+
+def test_a_message_is_printed_whole_and_without_buttons(site: Site, steered: Browser) -> None:
+    lines = [f"Line {number} of a long message" for number in range(300)]
+    held = site.hold(subject="Minutes of Thursday", data="\r\n".join(["Subject: Minutes", "", *lines, ""]).encode())
+    page = signed_in(site, steered, viewport={"width": 718, "height": 1000}).new_page()
+    page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
+    page.emulate_media(media="print")
+    buttons = page.locator("main :is(button, .button, summary, input, .views, .back)").filter(visible=True)
+    assert buttons.all_inner_texts() == []
+    text = page.locator(".text")
+    assert text.inner_text().splitlines()[-1] == lines[-1]
+    assert text.evaluate("one => one.scrollHeight <= one.clientHeight && getComputedStyle(one).overflow === 'visible'")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for words in ("Minutes of Thursday", "Held since", "Why this message was held"):
+        assert page.get_by_text(words).first.is_visible(), words
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from portal.assemble import Parts
+from portal.model.message import Symbol, Tier
+from tests.builders import ALICE
 from tests.system.local_site import LocalSite, local_site, sign_in
 from tests.system.samples import hold_samples
 
@@ -108,6 +110,46 @@ def test_what_is_current_focused_pressed_and_ticked_is_seen_in_forced_colours(
         assert tick.screenshot() != empty
         ticked, row = (colours(page.locator(".rows > li").nth(number)) for number in (0, 1))
         assert ticked["outline"] != row["outline"], "the row of a tick looks like the others"
+
+
+def test_nothing_moves_on_the_page_of_a_message_for_readers_who_want_no_motion(
+    site: LocalSite, browser: Browser
+) -> None:
+    found = {}
+    for wish in ("reduce", "no-preference"):
+        with list_of(site, browser, reduced_motion=wish) as page:
+            page.locator(".mail").last.click()
+            page.locator(".text").wait_for()
+            for what in ("header nav a", ".first button", ".back a", "main details > summary"):
+                page.locator(what).first.hover()
+            page.locator("main details > summary").first.click()
+            found[wish] = page.evaluate("motion")
+    assert found["reduce"] == [] and found["no-preference"] != []
+
+
+def test_a_message_is_clear_in_forced_colours(site: LocalSite, browser: Browser) -> None:
+    spoofed = (Symbol("SPOOF_DISPLAY_NAME", 8.0),)
+    held = site.hold(Tier.SUSPICIOUS, recipients=[ALICE], symbols=spoofed, subject="Scanned document")
+    with list_of(site, browser, forced_colors="active") as page:
+        page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
+        current, other = (
+            colours(page.locator(f"main .views a{which}").first) for which in ("[aria-current]", ":not([aria-current])")
+        )
+        assert current["edges"] != other["edges"], "the current view looks like the others"
+        boxes = [each for each in page.locator("main button, main a.button, main .warning").all() if is_shown(each)]
+        assert len(boxes) > 3
+        for box in boxes:
+            found = colours(box)
+            assert found["around"] not in found["edges"], f"no edge: {box.inner_text()}"
+        for what in (
+            page.locator("main .views a").first,
+            page.locator(".first button").first,
+            page.locator(".back a").first,
+        ):
+            page.keyboard.press("Tab")  # so that the browser shows the focus
+            what.focus()
+            found = colours(what)
+            assert found["outline"] != found["around"], what.inner_text()
 
 
 def colours(what: Locator) -> dict[str, Any]:
