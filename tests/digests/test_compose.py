@@ -697,6 +697,14 @@ def test_all_links_lead_to_one_host_and_the_mail_says_so() -> None:
         assert words in squeezed(html_of(mail).words)
 
 
+def test_who_sends_a_digest_and_where_its_links_lead_is_said_above_the_first_row() -> None:
+    mail = mail_of(delivery(1), delivery(2, verdict_tier=Tier.DANGEROUS))
+    for text in (squeezed(text_of(mail)), squeezed(html_of(mail).words)):
+        first = text.index("Offer 1")
+        for words in ("This digest is from ", "All links lead to mail.example.org.", "never ask for a password."):
+            assert 0 <= text.find(words) < first, words
+
+
 def test_the_html_part_loads_nothing_and_runs_nothing() -> None:
     html = html_of(mail_of(delivery(1), delivery(2, verdict_tier=Tier.DANGEROUS)))
     assert not html.tags & {"script", "img", "link", "iframe", "form", "object"}

@@ -5,7 +5,7 @@ import itertools
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,7 +20,7 @@ from portal.model.links import Action
 from portal.model.message import DeliveryId, EventKind, Flag, State, Symbol, Tier, held_at, new_id
 from portal.stores.records import Held
 from portal.web.history import EVENTS_IN_WORDS
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting, hold
 from tests.builders import rule as rule_of_alice
 from tests.conftest import MakeSettings
 from tests.moving.test_copy import damage
@@ -500,6 +500,39 @@ def test_times_are_in_the_readers_zone(site: Site, held: Held) -> None:
         at = held_at(held.id).astimezone(ZoneInfo(zone))
         assert f"{at:%H:%M}" in browser.get("/").text
         assert moment in re.sub(r".*<dt>Sent on</dt>", "", browser.get(f"/messages/{mail.id}/").text, flags=re.DOTALL)
+
+
+def test_each_page_and_link_says_the_zone_of_its_times(site: Site, held: Held) -> None:
+    zone, browser = ZoneInfo("Asia/Kolkata"), site.signed_in(ALICE)
+    token = {"form_token": browser.form_token()}
+    [made] = site.store.rules.add([rule_of_alice("b.example")], site.now)
+    doubtful = site.hold(Tier.SUSPICIOUS, subject="Scanned document")
+    many = [f"{site.hold(subject=f'Offer {n * 7919}').id}.0" for n in range(51)]
+    with digesting(site.store, ALICE, site.now, 99, ignore_schedule=True) as digest:
+        pass
+    site.pass_time(seconds=5)
+    job = browser.post("/messages", token | {"from": "list", "do": "delete", "mail": " ".join(many)}).header("Location")
+    assert job and "/jobs/" in job
+    assert browser.post("/preferences", token | {"change": "save", "timezone": zone.key}).status == 303
+    held_since, of_digest = held_at(held.id), (digest.id, 0, digest.issued_at)
+    of_reader: dict[str, datetime | None] = {
+        "/preferences": None,
+        "/sessions": site.now,
+        f"/rules?done={made.id}": None,
+        f"/messages/{held.id}/sender": held_since,
+        f"/messages/{doubtful.id}/download": None,
+        job: None,
+    }
+    by_link: dict[str, datetime | None] = {
+        site.link(Action.RELEASE, held): held_since,
+        site.parts.links.url(Action.SEVERAL, *of_digest): held_since,
+        site.parts.links.url(Action.OPEN, *of_digest): None,
+    }
+    for reader, pages in ((browser, of_reader), (site.browser(), by_link)):
+        for path, moment in pages.items():
+            page = reader.get(path)
+            assert page.status == 200 and "Times are in Asia/Kolkata" in page.text, path
+            assert moment is None or f"{moment.astimezone(zone):%H:%M}" in page.text, path
 
 
 def test_forms_need_the_token_of_their_session(site: Site, held: Held) -> None:
