@@ -3,6 +3,7 @@ images run without rights: of `make packages`, and of the Containerfile."""
 
 from __future__ import annotations
 
+import email
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ import click
 import pytest
 
 from portal import __version__
+from tests.docs.commands import PACKAGE, commands_of, runner_of
 from tests.faults.older import version_0_2_0
 from tests.ports import free_port
 from tests.smtp_server import SmtpServer
@@ -28,7 +30,7 @@ from tests.system.services import DEPLOY, http, process, wait_for
 from tools.demo import ALICE, SAMPLES, post
 from tools.packages import image
 from tools.packages.__main__ import Built, build
-from tools.packages.manual import PROGRAMS
+from tools.packages.manual import PROGRAMS, completion
 from tools.packages.release import debian_version
 
 OLDER = "0.2.0-1"
@@ -138,6 +140,30 @@ def check_files_of_root(debian: DebianRoot) -> None:
     assert not [line for line in expected if line not in said], said
 
 
+def run_commands(debian: DebianRoot, page: str, heading: str) -> str:
+    """Run the commands of a section that are for these tests, in one shell. Return what they print.
+
+    `quarantine check` ends with status 1, since neither Rspamd nor Nginx runs.
+    """
+    found = [command for command in commands_of(page, heading) if runner_of(command) == PACKAGE]
+    assert found, f"{page}: {heading}"
+    lines = [f"{text} || true" if text == "quarantine check" else text for _, _, text in found]
+    return debian.run("sh", "-exc", "\n".join(lines))
+
+
+def check_backup(debian: DebianRoot) -> None:
+    """Make a backup, lose the store and restore it, with the commands of operate.md."""
+    before = debian.run("quarantine", "list", "--json")
+    debian.path("/backup").mkdir()
+    run_commands(debian, "operate.md", "Backup")
+    shutil.rmtree(debian.path(STORE))
+    debian.run("install", "-d", "-o", "quarantine", "-g", "quarantine", "-m", "700", STORE)
+    assert "ok      store" in run_commands(debian, "operate.md", "Restore")
+    run_commands(debian, "operate.md", "Reindex")
+    assert debian.run("quarantine", "list", "--json") == before
+    debian.systemctl_calls()
+
+
 def stored(debian: DebianRoot) -> set[str]:
     return {path.name for path in debian.path(STORE).rglob("*") if path.is_file() and "sqlite3" not in path.name}
 
@@ -176,6 +202,7 @@ def test_a_site_installs_uses_upgrades_and_removes_the_package(
             assert debian.run("quarantine", "print", kept["id"]) == sent
             check_files_of_root(debian)
 
+    check_backup(debian)
     files = stored(debian)
     assert files
     debian.run("dpkg", "--remove", "rspamd-quarantine")
@@ -205,6 +232,45 @@ def test_an_upgrade_whose_store_is_away_restarts_nothing_and_says_what_to_do(bui
     assert "try-restart quarantine.service" in debian.systemctl_calls()
 
 
+def test_the_commands_of_the_installation_find_their_files(built: Built, debian: DebianRoot) -> None:
+    """Those of other packages only record that they were called: other tests run them with these files."""
+    install(debian, built.package)
+    for name in ("apt-get", "curl", "nginx", "postfix", "rspamadm"):
+        debian.path(f"/usr/local/bin/{name}").write_text("#!/bin/sh\n")
+        debian.path(f"/usr/local/bin/{name}").chmod(0o755)
+    for folder in ("nginx/conf.d", "postfix", "rspamd/local.d"):
+        debian.path(f"/etc/{folder}").mkdir(parents=True)
+    with SmtpServer() as mail:
+        fill_in(debian, mail)
+    sections = ("1. The program", "2. Settings", "3. Postfix", "4. The service and Nginx", "5. Rspamd")
+    found = [each for heading in sections for each in commands_of("install.md", heading) if runner_of(each) == PACKAGE]
+    debian.run("sh", "-exc", "\n".join(["export PATH=/usr/local/bin:$PATH", *(each.text for each in found)]))
+    assert "10025" in debian.path("/etc/postfix/master.cf").read_text()
+    assert (
+        debian.path("/etc/nginx/conf.d/quarantine.conf").read_text() == (DEPLOY / "nginx/quarantine.conf").read_text()
+    )
+    for file in (DEPLOY / "rspamd").iterdir():
+        assert debian.path(f"/etc/rspamd/local.d/{file.name}").read_bytes() == file.read_bytes()
+    assert "enable --now quarantine" in debian.systemctl_calls()
+
+
+def test_the_lists_name_every_library_and_the_source_of_those_that_ask_for_it(built: Built, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "--extract", built.package, tmp_path], check=True)
+    metadata = [path.read_text("utf-8") for path in tmp_path.glob("usr/lib/**/*.dist-info/METADATA")]
+    names = {(found := email.message_from_string(text))["Name"]: found["Version"] for text in metadata}
+    del names["rspamd-quarantine-portal"]
+    assert len(names) > 30
+
+    components = json.loads(built.sbom.read_text())["components"]
+    assert {each["name"]: each["version"] for each in components} == names
+    notice = built.notice.read_text()
+    assert not [name for name, version in names.items() if f"  {name} {version}: " not in notice]
+    for name, licence in {"pyuwsgi": "GPL", "psycopg": "LGPL", "ldap3": "LGPL", "pygal": "LGPL"}.items():
+        source = rf"  {name} {names[name]}: .*{licence}.*\n    https://pypi\.org/project/{name}/{names[name]}/"
+        assert re.search(source, notice), name
+    assert (tmp_path / "usr/share/doc/rspamd-quarantine/copyright").read_text() == notice
+
+
 def test_lintian_finds_nothing(built: Built) -> None:
     done = subprocess.run(["lintian", "--fail-on=error,warning", built.package], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
@@ -228,6 +294,22 @@ def test_man_pages_are_correct_and_bash_completes_commands(built: Built, debian:
         'COMP_WORDS=(quarantine rel) COMP_CWORD=1; _quarantine_completion quarantine; echo "${COMPREPLY[*]}"'
     )
     assert debian.run("bash", "-c", script) == "release\n"
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_completions_are_correct_in_zsh_and_fish(name: str, tmp_path: Path) -> None:
+    for shell, check in {"zsh": ["zsh", "-f", "-n"], "fish": ["fish", "--no-config", "--no-execute"]}.items():
+        (tmp_path / shell).write_text(completion(name, shell))
+        done = subprocess.run([*check, tmp_path / shell], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), shell
+
+
+def test_fish_completes_commands(tmp_path: Path) -> None:
+    (tmp_path / "quarantine.fish").write_text(completion("quarantine", "fish"))
+    commands = f"source {tmp_path}/quarantine.fish; complete --do-complete='quarantine rel'"
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(["fish", "--no-config", "-c", commands], env=environment, capture_output=True, text=True)
+    assert [line.partition("\t")[0] for line in done.stdout.splitlines()] == ["release"], done.stderr
 
 
 @contextmanager
