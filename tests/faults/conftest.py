@@ -12,9 +12,12 @@ import psycopg
 import pytest
 
 from portal.stores import open_store
+from tests.digest.test_process import environ
 from tests.faults.cluster import Cluster
+from tests.faults.killing import Killer
 from tests.faults.serving import OwnPostgres, Portal, SmallDisk
 from tests.faults.standby import Pair
+from tests.smtp_server import SmtpServer
 from tests.system.services import folder
 
 Report = Callable[..., None]
@@ -95,6 +98,20 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for portal in running:
         portal.stop()
+
+
+@pytest.fixture
+def server() -> Iterator[SmtpServer]:
+    """A mail server that finds no mistake in what it is sent."""
+    with SmtpServer() as running:
+        yield running
+        assert running.violations == []
+
+
+@pytest.fixture
+def kill_at(store_url: str, tmp_path: Path, server: SmtpServer) -> Killer:
+    """Kill processes on the store of this test, which send releases and other mail to ``server``."""
+    return Killer(environ(store_url, tmp_path, server.url, QUARANTINE_RELAY__URL=server.url), store_url, server)
 
 
 @pytest.fixture

@@ -5,24 +5,14 @@ The numbers in the reports are those of the list of promises in docs/reliability
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import re
-import select
-import signal
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import datetime, timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import SMTP
-from pathlib import Path
 
-import psycopg
 import pytest
 
 from digest import housekeeping, news, run
@@ -33,14 +23,12 @@ from portal.stores import LEASE
 from portal.stores.records import QueuedMail
 from tests.builders import ALICE, BY_LINK, hold, now
 from tests.conftest import MakeParts
-from tests.digest.test_process import environ
-from tests.faults import victim
 from tests.faults.conftest import Report
+from tests.faults.killing import Killer
 from tests.faults.test_kills import full
 from tests.faults.victim import JOBS, Point
 from tests.smtp_server import Mail, SmtpServer
 
-VERBS = ("BANNER", "EHLO", "MAIL", "RCPT", "DATA", "INPUT", "BODY", "QUIT")
 DIGESTS = ("find-news", "schedule-news", "digests")
 POINTS = [
     Point("at the start of the search for news", DIGESTS, "before find_news"),
@@ -85,65 +73,6 @@ POINTS = [
 ]
 
 
-@pytest.fixture
-def server() -> Iterator[SmtpServer]:
-    with SmtpServer() as running:
-        yield running
-        assert running.violations == []
-
-
-Kill = Callable[[Point, datetime, int, int, random.Random], bool]
-
-
-@pytest.fixture
-def kill_at(store_url: str, tmp_path: Path, server: SmtpServer) -> Kill:
-    """``kill_at(point, at, nth, connections, dice)`` runs a process as of ``at`` and returns whether it died there."""
-    prepared = multiprocessing.get_context("forkserver")
-    prepared.set_forkserver_preload(
-        ["__main__", victim.__name__]
-    )  # before the first process, or each child would load pytest again
-
-    def kill(point: Point, at: datetime, nth: int, connections: int, dice: random.Random) -> bool:
-        environment = environ(store_url, tmp_path, server.url, QUARANTINE_DIGEST__CONNECTIONS=str(connections))
-        settings = {name: value for name, value in environment.items() if "QUARANTINE" in name}
-        process = prepared.Process(target=victim.work, args=(settings, point, at, nth, dice.randint(1, 8)))
-        started = threading.Event()
-
-        def strike(_line: bytes) -> None:
-            started.wait()
-            with suppress(ProcessLookupError):
-                pidfd = os.pidfd_open(process.pid or 0)
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                select.select([pidfd], [], [])  # until it is dead, so that no reply reaches it
-                os.close(pidfd)
-
-        if point.where in VERBS:
-            server.script[point.where] = [None] * (nth - 1) + [strike]
-        process.start()
-        started.set()
-        process.join()
-        server.script.clear()
-        code = process.exitcode
-        process.close()
-        wait_for_backends(store_url)
-        assert code in (0, -signal.SIGKILL), f"{point.name}: the process failed"
-        return code != 0
-
-    return kill
-
-
-def wait_for_backends(store_url: str) -> None:
-    """Wait until PostgreSQL runs no statement for the dead process: its locks last until then."""
-    if store_url.startswith("postgresql"):
-        busy = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-        with psycopg.connect(store_url, autocommit=True) as connection:
-            deadline = time.monotonic() + 10
-            while (
-                time.monotonic() < deadline and connection.execute(f"{busy} and state <> 'idle'").fetchone() is not None
-            ):
-                time.sleep(0.001)
-
-
 def read(mail: Mail) -> EmailMessage:
     parsed = message_from_bytes(mail.data, policy=SMTP)
     assert isinstance(parsed, EmailMessage)
@@ -158,19 +87,12 @@ def named_in(parts: Parts, mail: Mail, at: datetime) -> set[tuple[str, int]]:
     return {(str(link.id), link.number) for link in links if link.action is Action.SHOW}
 
 
-def quiet(server: SmtpServer) -> None:
-    """Wait until no connection is open, so that all data of a dead process is counted."""
-    deadline = time.monotonic() + 10
-    while server._sockets and time.monotonic() < deadline:
-        time.sleep(0.001)
-
-
 # A kill repeats at most one mail for each connection; with one connection only if its final dot was sent.
 @pytest.mark.parametrize(
     ("runs", "connections"), [(len(POINTS), 1), full(1_000, 1, seconds=1_200), full(300, 4, seconds=600)]
 )
 def test_a_digest_process_killed_at_any_point_notifies_everybody_of_everything(
-    make_parts: MakeParts, server: SmtpServer, kill_at: Kill, runs: int, connections: int, report: Report
+    make_parts: MakeParts, server: SmtpServer, kill_at: Killer, runs: int, connections: int, report: Report
 ) -> None:
     parts, dice = make_parts(mail__url=server.url), random.Random(9)
     # Release requests that wait for an administrator are never purged.
@@ -197,8 +119,7 @@ def test_a_digest_process_killed_at_any_point_notifies_everybody_of_everything(
             housekeeping.daily(parts, at + timedelta(days=30))  # the clock counts as steady from this time
         month = timedelta(days=31) if "daily" in point.jobs else timedelta()
         nth = dice.randint(1, 2) if number >= len(POINTS) and point.of_each else 1
-        kills[point.name] += kill_at(point, at + month, nth, connections, dice)
-        quiet(server)
+        kills[point.name] += kill_at(point, at + month, nth, dice, QUARANTINE_DIGEST__CONNECTIONS=str(connections))
         # Another process continues when the lease has ended: no lock survives the killed process.
         at += LEASE + timedelta(seconds=1)
         for job in (*DIGESTS, "mails"):

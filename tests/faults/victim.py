@@ -1,4 +1,4 @@
-"""A digest process that dies at a named point: the real code, forked from a prepared process, killed by SIGKILL.
+"""A process that dies at a named point: the real code, forked from a prepared process, killed by SIGKILL.
 
 Points outside of the process, at the mail server, are in the test. Points inside are reached through wrappers, in the
 child alone, of a store's claims and statements, the composing of a mail, and the socket.
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -24,14 +24,31 @@ import psycopg
 import digest.__main__  # noqa: F401 - loaded before the fork
 from digest import housekeeping, news, run
 from portal.assemble import Parts, assemble
+from portal.batches.parallel import retry_due
 from portal.mail.render import Render
+from portal.model.clock import clock
+from portal.model.message import Filter
 from portal.settings import load_from
 from portal.stores.files.digests import FileDigests
 from portal.stores.files.store import FileStore
 from portal.stores.postgres.digests import PostgresDigests
 from portal.stores.postgres.store import PostgresStore
+from portal.stores.shared.deliveries import SqlDeliveries
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.recipients import SqlRecipients
+from tests.builders import BY_LINK
+
+
+def retry_releases(parts: Parts, at: datetime) -> None:
+    """Send the releases that wait, as the digest process does."""
+    retry_due(replace(parts.actions, now=clock(at)))
+
+
+def release_newest(parts: Parts, at: datetime) -> None:
+    """Release the newest delivery, as a request of its recipient does."""
+    [delivery] = parts.store.deliveries.search(Filter(), 1).deliveries
+    replace(parts.actions, now=clock(at)).release(*delivery.key, BY_LINK)
+
 
 JOBS: Mapping[str, Callable[[Parts, datetime], object]] = {
     "find-news": news.find_news,
@@ -39,6 +56,8 @@ JOBS: Mapping[str, Callable[[Parts, datetime], object]] = {
     "digests": run.send_due,
     "mails": housekeeping.send_queued,
     "daily": housekeeping.daily,
+    "releases": retry_releases,
+    "press": release_newest,
 }
 
 
@@ -121,6 +140,7 @@ class _Striker:
         ):
             self._round_a_call(part, name, moment)
         self._round_a_claim(SqlOutbox, "sending")
+        self._round_a_claim(SqlDeliveries, "releasing")
         self._round_statements()
         self._round_the_socket()
         make = Render.mail
