@@ -14,7 +14,8 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count, pairwise
@@ -251,6 +252,36 @@ class Senders:
             assert status in (0, 502, 503), f"mail {number} answered {status} {body}"
             assert time.monotonic() < deadline, f"mail {number} was not accepted for {PATIENCE_SECONDS} s"
             time.sleep(0.02)
+
+
+@contextmanager
+def repeating(request: Callable[[int], int]) -> Iterator[list[tuple[int, float]]]:
+    """Call ``request`` with the numbers from 0, two at a time, during the block. Yield the list of the statuses that it
+    returned and its seconds."""
+    answered: list[tuple[int, float]] = []
+    done = threading.Event()
+
+    def run(first: int) -> None:
+        for number in count(first, 2):
+            if done.is_set():
+                return
+            began = time.monotonic()
+            status = request(number)
+            answered.append((status, time.monotonic() - began))
+
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(run, first) for first in range(2)]
+        try:
+            yield answered
+        finally:
+            done.set()
+        for each in running:
+            each.result()
+
+
+def percentile_99(answered: Collection[tuple[int, float]]) -> float:
+    """Return the seconds within which 99 % of the requests of `repeating` were answered."""
+    return sorted(seconds for _, seconds in answered)[len(answered) * 99 // 100]
 
 
 def all_deliveries(store: Store) -> Iterator[Delivery]:

@@ -11,13 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -28,7 +25,7 @@ from portal.assemble import Parts
 from tests.builders import ALICE, SENDER
 from tests.faults.conftest import Report, Serve
 from tests.faults.hostile import Post, mutated, seeds
-from tests.faults.serving import META, ROOT, Portal, read
+from tests.faults.serving import META, ROOT, Portal, percentile_99, read, repeating
 from tests.faults.test_kills import full, in_words
 from tests.web_client import Site
 
@@ -236,7 +233,7 @@ def test_bombs_through_uwsgi_leave_the_workers_small_and_others_are_answered(
     portal.wait_for_all_workers()
     workers, before = portal.workers(), portal.rss_bytes()
     held = 0
-    with others(portal) as answered:
+    with repeating(partial(small_request, portal)) as answered:
         for _ in range(rounds):
             for make in BOMBS:
                 body = gzip.compress(make(), 6)
@@ -247,41 +244,22 @@ def test_bombs_through_uwsgi_leave_the_workers_small_and_others_are_answered(
     assert portal.request("POST", "/quarantine/", too_large, {**META, "Content-Encoding": "gzip"})[0] == 413
     grown = (portal.rss_bytes() - before) / len(workers)
     pages = [previewed(make(), tmp_path) for make in BOMBS]
-    times = sorted(seconds for _, seconds in answered)
+    slow_seconds = percentile_99(answered)
     report(
         "19 bombs",
         f"{held} posts of {len(BOMBS)} bombs held, memory of a worker + {grown / 1e6:.0f} MB; text for the page in at "
         f"most {max(page[1] for page in pages):.1f} s of CPU and {max(page[2] for page in pages) / 1e6:.0f} MB; of "
-        f"{len(times):,} other requests 99 % answered within {times[len(times) * 99 // 100] * 1000:.0f} ms",
+        f"{len(answered):,} other requests 99 % answered within {slow_seconds * 1000:.0f} ms",
     )
+    assert rounds == 1 or slow_seconds < 0.5  # the short form has too few requests
     assert {status for status, _ in answered} == {200}
     assert portal.workers() == workers
     assert portal.tracebacks() == 0
     assert grown <= 120e6
 
 
-@contextmanager
-def others(portal: Portal) -> Iterator[list[tuple[int, float]]]:
-    """Request small mails and pages during the block, two at a time; yield the list of their status and seconds."""
-    answered: list[tuple[int, float]] = []
-    done = threading.Event()
-
-    def request(first: int) -> None:
-        for number in count(first, 2):
-            if done.is_set():
-                return
-            began = time.monotonic()
-            if number % 4 < 2:
-                status, _ = portal.request("POST", "/quarantine/", b"Subject: Offer %d\r\n\r\nBuy!\r\n" % number, META)
-            else:
-                status, _ = portal.request("GET", "/quarantine/sign-in")
-            answered.append((status, time.monotonic() - began))
-
-    with ThreadPoolExecutor(2) as threads:
-        requesting = [threads.submit(request, first) for first in range(2)]
-        try:
-            yield answered
-        finally:
-            done.set()
-        for each in requesting:
-            each.result()
+def small_request(portal: Portal, number: int) -> int:
+    """Request a page or post a small mail, in turns. Return the status."""
+    if number % 4 < 2:
+        return portal.request("POST", "/quarantine/", b"Subject: Offer %d\r\n\r\nBuy!\r\n" % number, META)[0]
+    return portal.request("GET", "/quarantine/sign-in")[0]

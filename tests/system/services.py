@@ -570,7 +570,7 @@ class Nginx:
             text = text.replace(old, new)
         (home / "nginx.conf").write_text(
             f"user www-data;\npid {home}/nginx.pid;\nerror_log {home}/main-error.log;\nworker_processes 1;\n"
-            "events { worker_connections 500; }\n"
+            "events { worker_connections 768; }\n"  # as in Debian's file
             "http {\n"
             + "".join(f"{kind}_temp_path {home}/{kind};\n" for kind in "client_body proxy fastcgi uwsgi scgi".split())
             + f"access_log {home}/main.log;\n{text}}}\n"
