@@ -19,7 +19,7 @@ from tests.web_client import Site
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(7200)]
 
 _SAMPLES = 5_000
-# All of the same length, which takes time as well and is known to whoever asks.
+# All of the same length, which takes time as well.
 _PEOPLE = {
     "recipient": "charlie@example.org",
     "staff": MALLORY,
