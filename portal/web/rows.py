@@ -391,11 +391,17 @@ def _date(text: str, viewer: Viewer) -> str:
 
 
 def alert(row: Row, _: Callable[[str], str]) -> str:
-    """Return what a row of the list says in a line of its own."""
+    """Return what a row of the list says in a line of its own: a caution, and why the message is held again."""
+    return " · ".join(filter(None, (_caution(row, _), _why_again(row, _))))
+
+
+def _why_again(row: Row, _: Callable[[str], str]) -> str:
     if row.declined:
         return f"{_(N_('The release request was denied:'))} {row.reason}"
-    if row.reason and row.state is State.HELD:
-        return f"{_(N_('The last release failed:'))} {_(row.reason)}"
+    return f"{_(N_('The last release failed:'))} {_(row.reason)}" if row.reason and row.state is State.HELD else ""
+
+
+def _caution(row: Row, _: Callable[[str], str]) -> str:
     warning = _(row.sender.warning) if row.sender.warning else ""
     if row.dangerous:
         return " · ".join(filter(None, (_(N_("Possibly dangerous")), warning)))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from portal.mail.languages import get
+from portal.mail.relay import Relay
+from portal.model.errors import RelayRefused
 from portal.model.message import Symbol, Tier
-from tests.builders import ALICE
+from tests.builders import ALICE, BY_LINK, BY_OPERATOR
 from tests.conftest import MakeParts
+from tests.smtp_server import SmtpServer
 from tests.web_client import Site
 
 SPOOFED = Symbol("SPOOF_DISPLAY_NAME", 8.0)
@@ -57,6 +61,19 @@ def test_a_warning_about_the_sender_hides_no_graver_one(
     assert texts(browser.get("/").text, "alert") == plain
     site.hold(tier, subject="Your account", header_from=sender, symbols=(SPOOFED,))
     assert texts(browser.get("/").text, "alert") == spoofed + plain
+
+
+def test_what_happened_before_hides_no_caution(site: Site) -> None:
+    denied, failed = site.hold(Tier.DANGEROUS, subject="Denied"), site.hold(Tier.SUSPICIOUS, subject="Failed")
+    site.parts.actions.request_release(denied.id, 0, BY_LINK)
+    site.parts.actions.refuse_request(denied.id, 0, BY_OPERATOR, "A virus.")
+    with SmtpServer(script={"MAIL": "552 5.3.4 too large"}) as relay, pytest.raises(RelayRefused):
+        replace(site.parts.actions, relay=Relay(relay.url)).release(failed.id, 0, BY_LINK)
+    browser = site.signed_in(ALICE)
+    assert texts(browser.get("/").text, "alert") == [
+        "Check this message before you release it · The last release failed: MAIL FROM: 552 5.3.4 too large",
+        "Possibly dangerous · The release request was denied: A virus.",
+    ]
 
 
 def test_the_box_of_similar_messages_says_that_it_takes_all_of_them(site: Site) -> None:
