@@ -17,7 +17,7 @@ from bottle import HTTPResponse
 
 from portal.batches.outcomes import last_event
 from portal.model.errors import AlreadyDone, NotAllowed, QuarantineError, RelayDeferred, RelayRefused
-from portal.model.message import Actor, Delivery, EventKind, State
+from portal.model.message import RELEASABLE, Actor, Delivery, EventKind, State
 from portal.model.rule import Effect
 from portal.model.text import N_
 from portal.web.auth.session import Sessions
@@ -36,6 +36,8 @@ _WITH_RULE = {
     "release-allow": ("release", Effect.ALLOW, (State.RELEASING, State.RELEASED)),
     "delete-block": ("delete", Effect.BLOCK, (State.DELETED,)),
 }
+# Acts that send a message as it is in these states. The list has a button for each of them.
+_SENDS = {"release": RELEASABLE, "again": (State.PASSED, State.RELEASED)}
 
 
 class MessageActs:
@@ -54,6 +56,9 @@ class MessageActs:
         again = f"{back}{'&' if '?' in back else '?'}undone={id}"
         recipient = self._sessions.of_form(request, again, keeps=True).recipient
         delivery, effect = self._messages.delivery(recipient, id), None
+        if delivery.state in _SENDS.get(act, ()) and self._pages.is_unchecked(request, delivery):
+            # No cookie: scripts read the page that a form leads to before the browser opens it.
+            return self._pages.see_other(f"{to_message}{'&' if place else '?'}unchecked={act}")
         if act in _WITH_RULE:
             act, effect = self._with_rule(request, recipient, delivery, act)
         elif act == "question":

@@ -18,7 +18,7 @@ from bottle import HTTPResponse
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
 from portal.model.links import Action, Link
-from portal.model.message import Actor, Delivery, DeliveryId, State, identity
+from portal.model.message import RELEASABLE, Actor, Delivery, DeliveryId, State, identity
 from portal.model.rights import ReleaseRight
 from portal.model.sender import needs_check
 from portal.model.text import N_
@@ -92,7 +92,8 @@ class LinkPages:
         reader = person.recipient
         # After a POST (`done`) the page must not count as an open and must not submit itself, or it would loop.
         if request.query("done") and link.action is not Action.SHOW:
-            done = "restore" if request.query("done") == "restore" else link.action.name.lower()
+            done = request.query("done")
+            done = done if done in ("restore", "unchecked") else link.action.name.lower()
             return self._page(request, link, delivery, reader, autosubmit=False, done=done)
         opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
@@ -127,6 +128,9 @@ class LinkPages:
         pressed = undo or request.form("pressed") == "1"
         if pressed and needs_check(delivery.message):
             self._pages.check_user_gesture(request)
+        is_release = link.action is Action.RELEASE and delivery.state in RELEASABLE
+        if pressed and is_release and self._pages.is_unchecked(request, delivery):
+            return self._pages.see_other("./?done=unchecked")
         if pressed or self._may_autosubmit(request, link, delivery, person, opens):
             actor = self._pages.actor(request, "link", delivery, reader)
             self._perform(link, actor, undo=undo, reason=request.form("reason"))

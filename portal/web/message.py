@@ -76,6 +76,7 @@ class MessagePages:
             row=row,
             act=result.act if result.key == delivery.key else "",
             undone=result.undone != "",
+            unchecked=request.query("unchecked"),
             here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
             typed=typed,
             # Not where the result of an act, or a kept form, is the news: the page would take more statements.

@@ -27,7 +27,9 @@ from portal.model.audit import Act, AuditEntry
 from portal.model.errors import Busy
 from portal.model.log_lines import REQUEST_ID
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event
+from portal.model.rights import ReleaseRight
 from portal.model.schedule import Preferences
+from portal.model.sender import needs_check
 from portal.model.text import N_
 from portal.policy.retention import removal_of
 from portal.web.request import Request
@@ -212,6 +214,12 @@ class Pages:
             )
 
     # ---- releases
+
+    def is_unchecked(self, request: Request, delivery: Delivery) -> bool:
+        """Return whether a form would release a message whose caution its page has not shown: the page is older than
+        the caution, or a list, which shows none. The form names the tier of the message on its page."""
+        is_own = self.parts.domains.right(delivery) is ReleaseRight.SELF
+        return is_own and needs_check(delivery.message) and request.form("checked") != delivery.message.tier
 
     def release(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Release a delivery now or, while as many releases as allowed wait for the mail server, queue it.

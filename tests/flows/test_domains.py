@@ -178,7 +178,8 @@ def test_a_domain_may_leave_releases_to_its_administrator(site: Site, smtp: Smtp
         page = site.browser().get(link)
         assert ("data-submit" in page.text) is (number == 1 and tier is Tier.SPAM)
         assert ("Freigeben" in page.text or "Release" in page.text) or number == 0
-        site.browser().post(link, {"pressed": "1"}, headers={"Sec-Fetch-User": "?1"})
+        form = {"pressed": "1", "checked": tier.value}
+        site.browser().post(link, form, headers={"Sec-Fetch-User": "?1"})
     alice = site.signed_in(ALICE)
     act = f"/messages/{held.id}/"
     assert f"{act}release" not in alice.get(act).text
@@ -197,7 +198,8 @@ def test_spam_that_was_not_scanned_is_not_released_by_those_who_may_not_release_
     site.store.messages.record_scan(held.id, Scan(ScanOutcome.FAILED, site.now), Tier.SPAM, site.now)
     for number, recipient in enumerate((ALICE, BOB)):
         browser = site.signed_in(recipient)
-        browser.post(f"/messages/{held.id}/release", {"form_token": browser.form_token()})
+        form = {"form_token": browser.form_token(), "checked": "suspicious"}
+        browser.post(f"/messages/{held.id}/release", form)
         assert site.state(held, number) is (State.HELD if recipient == ALICE else State.RELEASED)
 
 
@@ -227,7 +229,8 @@ def test_dangerous_messages_can_only_be_given_to_recipients_by_the_file(
     for number in (0, 1):
         link = site.link(Action.RELEASE, held, number, minutes_old=60)
         assert "data-submit" not in site.browser().get(link).text
-        site.browser().post(link, {"pressed": "1"}, headers={"Sec-Fetch-User": "?1"})
+        form = {"pressed": "1", "checked": "dangerous"}
+        site.browser().post(link, form, headers={"Sec-Fetch-User": "?1"})
     assert [site.state(held, number) for number in (0, 1)] == [State.HELD, State.RELEASED]
     for key in ("release_dangerous", "release_suspicious"):
         with pytest.raises(BadDomainValue, match="'self' can only be set in the settings file"):

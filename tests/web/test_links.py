@@ -440,7 +440,8 @@ def test_actions_that_may_do_harm_need_a_persons_press(
     answer = site.browser().request("POST", link, form=PRESS, headers=headers)
     assert answer.status == 403 and not answer.cookies()
     assert site.state(held) is State.HELD
-    site.browser().request("POST", link, form=PRESS, headers={**headers, "Sec-Fetch-User": "?1"})
+    form = {**PRESS, "checked": tier.value}
+    site.browser().request("POST", link, form=form, headers={**headers, "Sec-Fetch-User": "?1"})
     assert site.state(held) is not State.HELD
 
 
@@ -459,7 +460,8 @@ def test_on_plain_http_without_fetch_metadata_everybody_counts_as_a_person(
     site = Site(make_parts(relay__url=relay.url, public_url="http://portal.example.org/quarantine"))
     held = site.hold(Tier.SUSPICIOUS)
     path = site.link(Action.RELEASE, held).removeprefix("http://portal.example.org")
-    site.browser().request("POST", path, form=PRESS, headers={"Origin": "http://portal.example.org"})
+    form = {**PRESS, "checked": "suspicious"}
+    site.browser().request("POST", path, form=form, headers={"Origin": "http://portal.example.org"})
     assert site.state(held) is State.RELEASED
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.message import State, Tier
-from tests.builders import ALICE
+from portal.model.message import Scan, ScanOutcome, Start, State, Tier
+from portal.stores.records import Held
+from tests.builders import ALICE, rule
 from tests.smtp_server import SmtpServer
 from tests.web.test_digest import foot, names, send_digest
 from tests.web.test_selection import hidden, post
@@ -32,9 +33,14 @@ needing_check = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def site(make_parts: Callable[..., Parts]) -> Iterator[Site]:
-    with SmtpServer() as relay:
-        yield Site(make_parts(relay__url=relay.url))
+def relay() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts], relay: SmtpServer) -> Site:
+    return Site(make_parts(relay__url=relay.url))
 
 
 @needing_check
@@ -82,5 +88,75 @@ def test_the_page_of_a_digests_link_never_submits_itself(
     assert ("data-submit" in site.browser().get(link).text) is not needs_check
     site.browser().post(link, {})
     assert site.state(held) is (State.HELD if needs_check else State.RELEASED)
-    site.browser().post(link, {"pressed": "1"})
+    site.browser().post(link, checked(site.browser().get(link).text))
     assert site.state(held) is State.RELEASED
+
+
+# ---- pages that are older than the caution
+
+
+def checked(page: str) -> dict[str, str]:
+    """Return the fields of the form that releases the message of a page."""
+    found = re.search(r'name="checked" value="(\w+)"', page)
+    return {"pressed": "1", **({"checked": found[1]} if found else {})}
+
+
+def raise_tier(site: Site, held: Held) -> None:
+    site.store.messages.record_scan(held.id, Scan(ScanOutcome.CLEAN, site.now), Tier.SUSPICIOUS, site.now)
+
+
+@pytest.mark.parametrize("place", ["list", "list?q=offer", "message"])
+@pytest.mark.parametrize("act", ["release", "again"])
+def test_an_old_page_does_not_send_what_became_suspicious_since(
+    site: Site, relay: SmtpServer, place: str, act: str
+) -> None:
+    starts = {ALICE: Start(State.PASSED, rule("example.net").as_actor)} if act == "again" else {}
+    held, browser = site.hold(recipients=[ALICE], starts=starts), site.signed_in(ALICE)
+    site.pass_time(minutes=2)
+    state, path = site.state(held), f"/messages/{held.id}/"
+    form = {"form_token": browser.form_token(), "from": place}
+    assert 'name="checked"' not in browser.get(path).text
+    raise_tier(site, held)
+    answer = browser.post(path + act, form)
+    assert (answer.header("Location") or "").startswith(f"/quarantine{path}?")
+    assert ("list=%3Fq%3Doffer" in (answer.header("Location") or "")) is ("offer" in place)
+    for _ in range(2):  # a script reads the page before the browser opens it
+        page = browser.follow(answer, path).text
+        assert f"Not {'sent again' if act == 'again' else 'released'}: check this message first." in page
+        assert "Release it only if you expected it." in page
+    assert (site.state(held), relay.mails) == (state, [])
+    browser.post(path + act, {**form, **checked(page)})
+    assert (site.state(held), len(relay.mails)) == (State.RELEASED, 1)
+
+
+def test_an_old_page_of_a_link_does_not_release_what_became_suspicious_since(site: Site, relay: SmtpServer) -> None:
+    held, browser = site.hold(recipients=[ALICE]), site.browser()
+    link = site.link(Action.RELEASE, held)
+    old = checked(browser.get(link).text)
+    raise_tier(site, held)
+    page = browser.follow(browser.post(link, old), link).text
+    assert "Not released: check this message first." in page and "Release it only if you expected it." in page
+    assert (site.state(held), relay.mails) == (State.HELD, [])
+    browser.post(link, checked(page))
+    assert site.state(held) is State.RELEASED
+
+
+def test_a_row_has_review_instead_of_send_again(site: Site) -> None:
+    held = site.hold(recipients=[ALICE], starts={ALICE: Start(State.PASSED, rule("example.net").as_actor)})
+    browser = site.signed_in(ALICE)
+    for button in (f'formaction="/quarantine/messages/{held.id}/again"', ">Review<"):
+        assert button in browser.get("/?state=all").text
+        raise_tier(site, held)
+    assert "/again" not in browser.get("/?state=all").text
+
+
+@needing_check
+def test_after_a_sign_out_the_list_offers_no_release_without_the_caution(
+    site: Site, tier: Tier, header_from: str, needs_check: bool
+) -> None:
+    held = site.hold(tier, recipients=[ALICE], header_from=header_from)
+    browser = site.signed_in(ALICE)
+    page = browser.follow(browser.get(f"/?undone={held.id}"), "/").text
+    box = page.partition('<p id="undone">')[2].partition('<nav class="views"')[0]
+    assert (f'href="/quarantine/messages/{held.id}/" aria-describedby="undone">Review<' in box) is needs_check
+    assert ("/release" in box) is not needs_check and "/delete" in box
