@@ -4,6 +4,7 @@ images run without rights: of `make packages`, and of the Containerfile."""
 from __future__ import annotations
 
 import email
+import hashlib
 import json
 import re
 import shutil
@@ -252,6 +253,22 @@ def test_the_commands_of_the_installation_find_their_files(built: Built, debian:
     for file in (DEPLOY / "rspamd").iterdir():
         assert debian.path(f"/etc/rspamd/local.d/{file.name}").read_bytes() == file.read_bytes()
     assert "enable --now quarantine" in debian.systemctl_calls()
+
+
+def test_two_builds_give_the_same_files(
+    built: Built, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The Debian below is the same one: its packages may change between two downloads.
+    monkeypatch.setattr(image, "base", lambda folder: base)
+    again = build(tmp_path / "in another folder/dist")
+    assert [path.name for path in again] == [path.name for path in built]
+    differing = [one.name for one, other in zip(again, built, strict=True) if digest_of(one) != digest_of(other)]
+    assert not differing
+
+
+def digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_the_lists_name_every_library_and_the_source_of_those_that_ask_for_it(built: Built, tmp_path: Path) -> None:
