@@ -40,7 +40,10 @@ from digest.stopping import Pace, Stopped
 from portal import __version__
 from portal.assemble import OUTCOMES_SECONDS, Parts, assemble, close_outcomes, log_as_chosen, log_to_stderr
 from portal.batches.parallel import retry_due
+from portal.cli.common import record
+from portal.cli.options import AS_OPTION
 from portal.digests.compose import DELIVERIES
+from portal.model.audit import Act
 from portal.model.clock import utc_now
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, SettingsError, StoreUnavailable, StoreUnusable
@@ -60,7 +63,8 @@ GRACE_SECONDS = 10.0  # for the mail being sent at a stop signal; uWSGI kills af
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="quarantine-digest")
-def main() -> None:
+@AS_OPTION
+def main(person: str | None) -> None:
     """Send recipients digests of the messages held for them. Settings come from QUARANTINE_CONFIG, ./quarantine.toml or
     /etc/rspamd-quarantine/quarantine.toml."""
     log_to_stderr()
@@ -276,6 +280,8 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
             if dry_run:
                 _show_preview(parts, people, moment)
                 return
+            for person in [""] if people is None else people:
+                record(parts.store, Act.DIGEST_REQUESTED, person, "resend" if resend else "")
             if resend and people:
                 summary = Summary()
                 for person in people:

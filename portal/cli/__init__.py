@@ -15,7 +15,7 @@ from io import TextIOWrapper
 import click
 
 from portal import __version__
-from portal.cli.options import FILLED
+from portal.cli.options import AS_OPTION
 
 _MODULES = {  # of portal/cli, with their commands
     "audit": ("audit",),
@@ -53,13 +53,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="quarantine")
-@click.option(
-    "--as",
-    "person",
-    type=FILLED,
-    metavar="NAME",
-    help="Your name for the audit, if it is not the account that called sudo.",
-)
+@AS_OPTION
 def main(person: str | None) -> None:
     """Manage the quarantine. Settings are read from QUARANTINE_CONFIG, ./quarantine.toml or
     /etc/rspamd-quarantine/quarantine.toml."""

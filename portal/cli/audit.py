@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from uuid import UUID
 
 import click
@@ -14,13 +14,13 @@ from portal.cli.common import (
     Lines,
     WrongCall,
     add_row,
-    current_operator,
     find_message,
     guarded,
     json_text,
     new_table,
     open_parts,
     print_table,
+    record,
 )
 from portal.cli.options import FILLED, Moment
 from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter, person_typed, subject_typed
@@ -74,8 +74,7 @@ def audit(
         if as_json or as_csv:  # a copy leaves the portal
             options = {"who": who, "act": act, "recipient": recipient, "domain": domain, "id": id}
             detail = "audit " + ", ".join(f"{name} {value}" for name, value in options.items() if value)
-            entry = AuditEntry.new(datetime.now(UTC), Act.EXPORTED, current_operator(), detail=detail.strip())
-            parts.store.audit.record(entry)
+            record(parts.store, Act.EXPORTED, detail=detail.strip())
         found = [*_pages(parts, wanted, limit + 1)]
     if as_json:
         for each in found[:limit]:

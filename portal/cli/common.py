@@ -7,9 +7,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
 from time import monotonic
@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from portal.assemble import OUTCOMES_SECONDS, Parts, assemble
+from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, SettingsError, StoreUnusable
-from portal.model.message import Actor, ActorKind, Message, domain
+from portal.model.message import Actor, ActorKind, Delivery, Message, domain
 from portal.model.text import shown
 from portal.settings import load
+from portal.stores import Store
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -116,6 +118,18 @@ def local_domain(parts: Parts, name: str) -> str:
     if not parts.domains.is_local(host):
         raise WrongCall(f"{shown_address(host)} is not a domain of local_domains. Check its spelling.")
     return host
+
+
+def record(store: Store, act: Act, subject: str = "", detail: str = "") -> None:
+    """Record in the audit what the person who runs the command is about to do. Raises StoreUnavailable."""
+    store.audit.record(AuditEntry.new(datetime.now(UTC), act, current_operator(), subject, detail))
+
+
+def record_each(parts: Parts, act: Act, deliveries: Sequence[Delivery]) -> None:
+    """Record in the audit what the person who runs the command is about to do with a message. Raises
+    StoreUnavailable."""
+    now, who = parts.actions.now(), current_operator()
+    parts.store.audit.record(*(AuditEntry.new(now, act, who, d.recipient, delivery=d.key) for d in deliveries))
 
 
 def find_message(parts: Parts, id: str) -> Message:

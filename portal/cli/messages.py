@@ -20,11 +20,11 @@ from portal.cli.common import (
     open_parts,
     print_json,
     print_table,
+    record_each,
 )
 from portal.cli.listing import delivery_json
 from portal.cli.options import FILLED, is_matching, matching_options
-from portal.model.audit import Act as Audited
-from portal.model.audit import AuditEntry
+from portal.model.audit import Act
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, NotAllowed, QuarantineError, RelayDeferred, RelayRefused, SettingsError
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Message, Scan, State, identity
@@ -85,13 +85,7 @@ def print_(id: str) -> None:
     """Write the message to standard output, exactly as it was received."""
     with open_parts() as parts:
         message = find_message(parts, id)
-        now, reader = parts.actions.now(), current_operator()
-        parts.store.audit.record(
-            *(
-                AuditEntry.new(now, Audited.BODY_READ, reader, each.recipient, delivery=each.key)
-                for each in parts.store.deliveries.of_message(message.id)
-            )
-        )
+        record_each(parts, Act.BODY_READ, parts.store.deliveries.of_message(message.id))
         for chunk in parts.store.messages.body(message.id):
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
@@ -356,10 +350,10 @@ def _with_reason(
 
 def _act_on_matching(act: str, recipient: str | None, options: Mapping[str, Any]) -> None:
     # A command for single messages starts faster without the modules for mass acts.
-    from portal.batches.batch import Act
+    from portal.batches import batch
     from portal.cli.jobs import act_on_matching
 
-    act_on_matching(Act(act), recipient, options)
+    act_on_matching(batch.Act(act), recipient, options)
 
 
 def _apply_to_each(

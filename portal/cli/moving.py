@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 
 from portal.assemble import assemble
-from portal.cli.common import NotDone, WrongCall, guarded, progress
+from portal.cli.common import NotDone, WrongCall, guarded, progress, record
 from portal.cli.options import FILLED, FILLED_PATH
 from portal.ingest import Ingest
+from portal.model.audit import Act
 from portal.model.errors import StoreUnavailable
 from portal.model.text import shown
 from portal.moving import original
 from portal.moving.copy import copy, opened
-from portal.settings import load
-from portal.stores import notes
+from portal.settings import load, mask_url
+from portal.stores import notes, open_store
 from portal.stores.files.reindex import reindex as rebuild
 
 _MAX_LISTED = 50
@@ -34,6 +36,7 @@ def copy_(source: str, target: str) -> None:
     command again to copy later changes, or after an interruption. docs/operate.md describes how to switch over.
     """
     with opened(source, target) as (old, new), progress("messages") as report:
+        record(old, Act.EXPORTED, detail=f"everything to {shown(mask_url(target), 300)}")
         try:
             done = copy(old, new, report)
         except (StoreUnavailable, KeyboardInterrupt) as error:
@@ -81,6 +84,7 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
     parts = assemble(settings)
     try:
         with original.opened(folder, dsn) as source, progress("messages") as report:
+            record(parts.store, Act.IMPORTED, detail="a database" if folder is None else shown(str(folder), 300))
             done = original.import_messages(source, Ingest(parts, alarms=False), oldest, report)
         parts.store.facets.recheck(are_missing=True)  # they were held in the past
         notes.NAMES_READ.set(parts.store, None)
@@ -119,15 +123,17 @@ def reindex() -> None:
     Use it if the database is lost or damaged. Stop the programs first. Mail that arrives in the meantime is deferred.
     The old database is kept.
     """
-    folder = load().store.place.folder
-    if folder is None:
+    place = load().store.place
+    if place.folder is None:
         click.echo(
             "PostgreSQL keeps everything in the database: there is nothing to rebuild. If the database is lost, "
             "restore it from a backup (docs/operate.md)."
         )
         return
     with progress("mail files") as report:
-        done = rebuild(folder, report)
+        done = rebuild(place.folder, report)
+    with closing(open_store(place)) as store:
+        record(store, Act.REINDEXED)
     click.echo(f"read {done.messages} messages from their files")
     if done.journal_since is None:
         click.echo(

@@ -31,6 +31,14 @@ class FilledText(click.ParamType[str]):
 
 FILLED = FilledText()
 
+AS_OPTION = click.option(  # of a whole program; `current_operator` reads it
+    "--as",
+    "person",
+    type=FILLED,
+    metavar="NAME",
+    help="Your name for the audit, if it is not the account that called sudo.",
+)
+
 
 class FilledPath(click.Path):
     """A path that is not blank: `Path("")` would be the current folder."""

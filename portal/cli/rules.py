@@ -25,9 +25,10 @@ from portal.cli.common import (
     open_parts,
     print_table,
     read_input,
+    record,
 )
 from portal.cli.options import FILLED, FILLED_PATH
-from portal.model.audit import Act, AuditEntry
+from portal.model.audit import Act
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadRule, NotFound
 from portal.model.message import parse_id
@@ -181,8 +182,7 @@ def export(recipient: str | None, domain: str | None, site: bool) -> None:
     with open_parts() as parts:
         scope = _chosen(parts.rulebook, recipient, domain, site) if recipient or domain or site else None
         detail = f"rules of {scope_text(scope)}" if scope else "all rules"
-        entry = AuditEntry.new(datetime.now(UTC), Act.EXPORTED, current_operator(), scope or "", detail)
-        parts.store.audit.record(entry)
+        record(parts.store, Act.EXPORTED, scope or "", detail)
         writer = csv.writer(Lines())
         writer.writerow([*_REQUIRED, *_OPTIONAL, *_EXPORTED])
         for rule in _pages(parts.rulebook, scope, removed=False):

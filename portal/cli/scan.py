@@ -6,8 +6,18 @@ from collections.abc import Iterator
 
 import click
 
-from portal.cli.common import NotDone, add_row, find_message, guarded, new_table, open_parts, print_table
+from portal.cli.common import (
+    NotDone,
+    add_row,
+    find_message,
+    guarded,
+    new_table,
+    open_parts,
+    print_table,
+    record_each,
+)
 from portal.cli.options import FILLED
+from portal.model.audit import Act
 from portal.model.message import Message, Symbol
 from portal.model.text import shown
 from portal.rspamd import Verdict
@@ -26,11 +36,13 @@ def scan(id: str) -> None:
     """
     with open_parts() as parts:
         held = find_message(parts, id)
+        deliveries = parts.store.deliveries.of_message(held.id)
+        record_each(parts, Act.SCANNED, deliveries)
         stored, error = held, None
         if parts.scanning.is_on:
             # A forced verdict keeps virus scanners from being asked also in a scan by all filters.
             stored, error = parts.scanning.scan(held, parts.actions.now(), BACKGROUND_SECONDS)
-        recipients = [d.address for d in parts.store.deliveries.of_message(held.id) if d.address]
+        recipients = [d.address for d in deliveries if d.address]
         stored, verdict = parts.scanning.rescan(stored, recipients, parts.actions.now())
         parts.actions.report_finding(stored)
     _print_difference(held, verdict)

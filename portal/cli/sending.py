@@ -69,7 +69,7 @@ def _prove(parts: Parts, address: str, actor: Actor) -> Iterator[Finding]:
         )
         return
     yield Finding(True, "test: portal", f"held as {delivery.id}, tier {delivery.message.tier}")
-    yield _digest(parts, delivery)
+    yield _digest(parts, delivery, actor)
     yield _release(parts, delivery, actor)
 
 
@@ -140,7 +140,7 @@ def _held(parts: Parts, address: str, queue_id: str) -> Delivery | None:
     return None
 
 
-def _digest(parts: Parts, delivery: Delivery) -> Finding:
+def _digest(parts: Parts, delivery: Delivery, actor: Actor) -> Finding:
     """Have the digest process of the site send the digest that lists the message."""
     recipient, topic, began = delivery.recipient, "test: digest", datetime.now(UTC)
     if parts.store.recipients.get(recipient).stopped_at is not None:
@@ -165,7 +165,7 @@ def _digest(parts: Parts, delivery: Delivery) -> Finding:
     if finding := outcome():  # the digest process was faster
         return finding
     # The result does not matter: another request may be a moment older.
-    parts.store.digests.request(parts.people.reader(recipient), began, began)
+    parts.recipients.send_digest(recipient, actor, began, "check --send")
     return _within(_DIGEST_SECONDS, outcome) or Finding(
         False,
         topic,

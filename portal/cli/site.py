@@ -18,8 +18,10 @@ from portal.cli.common import (
     open_parts,
     print_json,
     print_table,
+    record,
 )
 from portal.cli.options import FILLED
+from portal.model.audit import Act
 from portal.model.text import shown
 from portal.policy.retention import expire_ended
 from portal.settings import load, load_from, masked
@@ -37,6 +39,7 @@ def init(new_keys: bool) -> None:
         store.prepare_days(datetime.now(UTC), settings.store.retention_days)
         links = make_links(settings, create=True)
         if new_keys:
+            record(store, Act.LINK_KEYS_ACCEPTED)
             notes.LINK_KEY.set(store, links.fingerprints()[-1])
         known_key = notes.LINK_KEY.set_default(store, links.fingerprints()[-1])
     finally:
@@ -105,6 +108,7 @@ def purge(older_than_days: int | None) -> None:
     with open_parts() as parts:
         now = datetime.now(UTC)
         days = older_than_days or parts.domains.longest_retention_days
+        record(parts.store, Act.PURGED, detail=f"messages held more than {days} days ago")
         forgotten = expire_ended(parts.store, parts.domains, now, all_of_them=True)
         done = parts.store.purge(now - timedelta(days=days), now)
         audited = parts.store.audit.expire(now - timedelta(days=parts.settings.store.audit_retention_days))

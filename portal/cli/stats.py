@@ -19,8 +19,10 @@ from portal.cli.common import (
     new_table,
     open_parts,
     print_table,
+    record,
 )
 from portal.cli.options import FILLED, Moment
+from portal.model.audit import Act
 from portal.model.message import domain as domain_of
 from portal.model.message import identity
 from portal.model.statistics import ALL, Line, Month, Outcome, Part, lines
@@ -131,6 +133,7 @@ def _mail(addresses: Sequence[str], now: datetime) -> None:
                     f"Nothing was counted in {month} or the month before, or mail.from_address is not set. "
                     "Try: quarantine check"
                 )
+            record(parts.store, Act.EXPORTED, person, f"report of {month} by mail")
             parts.store.outbox.add(mail, now)
             click.echo(f"The report of {month} is queued for {shown(person)}. The digest process sends it.")
 

@@ -41,7 +41,13 @@ class Act(StrEnum):
     JOB_STARTED = "job-started"  # a mass act; what it did to each delivery is in entries of its own
     JOB_CHANGED = "job-changed"  # somebody paused, resumed or cancelled a mass act
     UNLEARNED = "unlearned"  # Rspamd is to learn a message as the opposite
-    EXPORTED = "exported"  # somebody exported the audit or the rules
+    EXPORTED = "exported"  # somebody exported the audit or the rules, or copied the store
+    # By commands only:
+    SCANNED = "scanned"  # Rspamd judged a message again
+    PURGED = "purged"  # old messages were removed before the daily purge
+    IMPORTED = "imported"  # messages of the original quarantine.py were added
+    REINDEXED = "reindexed"  # the database of the file store was rebuilt
+    LINK_KEYS_ACCEPTED = "link-keys-accepted"  # the store is used with other keys than before
 
 
 ACTS = tuple(sorted({*map(str, Act), *map(str, EventKind)}))

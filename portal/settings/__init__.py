@@ -6,7 +6,7 @@ The models have names, defaults and descriptions; docs/settings.md and quarantin
 """
 
 from portal.settings.domains import DomainSettings
-from portal.settings.loading import keys, load, load_from, masked
+from portal.settings.loading import keys, load, load_from, mask_url, masked
 from portal.settings.models import DigestSettings, Settings
 from portal.settings.oidc import OidcSettings, is_safe_url
 from portal.settings.rspamd import ExporterSettings, TiersSettings
@@ -25,5 +25,6 @@ __all__ = [
     "keys",
     "load",
     "load_from",
+    "mask_url",
     "masked",
 ]

@@ -209,7 +209,7 @@ def masked(settings: Settings) -> dict[str, Any]:
         for part in key.split("."):
             value = getattr(value, part)
         if isinstance(value, SecretStr):
-            value = _mask_url(value.get_secret_value()) if key.endswith(".url") else "********"
+            value = mask_url(value.get_secret_value()) if key.endswith(".url") else "********"
         elif key == "local_domains":
             value = [shown_address(name) for name in value]
         elif isinstance(value, tuple):
@@ -224,7 +224,8 @@ def masked(settings: Settings) -> dict[str, Any]:
     return out
 
 
-def _mask_url(url: str) -> str:
+def mask_url(url: str) -> str:
+    """Return a URL with stars instead of the passwords in it."""
     # Not with urlsplit: libpq accepts passwords that contain # and ?, at which urlsplit ends the host, and [, at which
     # it fails. libpq also accepts passwords as a parameter after the question mark.
     url = re.sub(r"^([a-z]+://[^:/@]*:)[^/]*@", r"\1********@", url, flags=re.IGNORECASE)

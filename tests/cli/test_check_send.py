@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from portal.cli import main, sending
+from portal.model.audit import AuditFilter
 from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Filter, State
 from portal.stores import Store
 from tests.builders import ALICE, BOB, digesting, hold
@@ -129,6 +130,8 @@ def test_a_test_message_goes_from_rspamd_to_the_inbox(
     assert {d.recipient: d.state for d in found if d.message.queue_id == headers["Queue-Id"]} == {ALICE: State.RELEASED}
     assert [d.state for each in others for d in store.deliveries.of_message(each.id)] == [State.HELD] * 3
     assert store.digests.last(BOB) is None
+    recorded = [each for each in store.audit.list(AuditFilter(), 9) if each.actor.via == "cli"]
+    assert {(each.act, each.subject) for each in recorded} >= {("digest-requested", ALICE), ("released", ALICE)}
 
 
 def test_the_steps_are_in_the_json_as_well(run: Run, digest_process: None) -> None:
