@@ -80,6 +80,10 @@ class Preferences:
         chosen = {name: value for name, value in values.items() if value is not None}
         return json.dumps(chosen) if chosen else None
 
+    def schedules_like(self, other: Preferences) -> bool:
+        """Return whether a digest that is due by these is due by others, too."""
+        return replace(self, monthly_report=other.monthly_report) == other
+
     @classmethod
     def from_json(cls, text: str | None) -> Preferences:
         """Parse a text of `to_json`. Raises ValueError or TypeError for anything else."""

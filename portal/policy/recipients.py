@@ -196,6 +196,15 @@ class Recipients:
             log.info("staff act=%s recipient=%s by=%s", _AUDITED[act], changed[0], actor.who)
         return changed
 
+    def choose_report(self, person: str, actor: Actor, now: datetime, *, wanted: bool) -> None:
+        """Send a member of staff the monthly report from now on, or do not. Raises StoreUnavailable."""
+        self.store.recipients.change(
+            [person],
+            lambda each: replace(each, preferences=replace(each.preferences, monthly_report=wanted)),
+            lambda each: self._entry(Act.PREFERENCES_SET, person, actor, now, "", _detail(DigestAct.SET, each)),
+        )
+        log.info("staff act=%s recipient=%s by=%s", Act.PREFERENCES_SET, person, actor.who)
+
     def end_sessions(self, recipient: str, actor: Actor, now: datetime, reason: str = "") -> int:
         """Sign a person out everywhere, and return from how many browsers. Raises StoreUnavailable.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
 from types import MappingProxyType
@@ -23,8 +22,6 @@ from portal.web.charts import chart
 from portal.web.console import Console, StaffSession, shown_domain
 from portal.web.pages import Pages
 from portal.web.request import Request
-
-log = logging.getLogger("quarantine.web")
 
 PATH = "/admin/statistics"
 _DAYS = (7, 30, 90, 365)
@@ -146,9 +143,8 @@ class StatisticsPages:
         if chosen not in ("on", "off") or self._reports(staff) is None:
             text = N_("Go back and press one of the buttons.")
             return self._pages.notice(request, N_("No action selected"), text, 400)
-        before = self._recipients.get(person).preferences
-        self._recipients.set_preferences(person, replace(before, monthly_report=chosen == "on"))
-        log.info("preferences recipient=%s change=%s %s", person, "monthly-report", chosen)
+        recipients = self._pages.parts.recipients
+        recipients.choose_report(person, staff.actor, self._pages.now(), wanted=chosen == "on")
         return self._pages.see_other(f"{PATH}?done=report")
 
     def _reports(self, staff: StaffSession) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from xml.etree import ElementTree
 
@@ -10,10 +11,13 @@ import pytest
 
 from digest.housekeeping import index_facets
 from digest.statistics import count_days
+from portal.model.audit import AuditFilter
 from portal.model.message import Symbol, Tier
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Count, Month
+from portal.stores.contracts import Recipients
+from portal.stores.records import Person
 from tests.builders import ALICE, BOB, BY_OPERATOR, hold
 from tests.conftest import MakeParts
 from tests.contract.helpers import release
@@ -143,6 +147,32 @@ def test_administrators_stop_and_resume_the_mails_of_the_report(site: Site) -> N
         kept = site.store.recipients.get(BOB).preferences
         assert (kept.timezone, kept.monthly_report) == ("Europe/Berlin", chosen == "on")
     assert browser.post("/admin/statistics", form).status == 400
+    recorded = [
+        (e.actor.who, e.actor.via, e.subject) for e in site.store.audit.list(AuditFilter(act="preferences-set"), 9)
+    ]
+    assert [each for each in recorded if each[1] == "console"] == [(f"operator:{BOB}", "console", BOB)] * 2
+
+
+def test_the_choice_of_the_report_changes_nothing_else(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the next digest, nor what the person changes at the same moment on another page."""
+    store, browser = site.store.recipients, staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    form = {"form_token": browser.form_token(), "report": "off"}
+    hold(site.store, recipients=[BOB], at=site.now)
+    store.schedule(BOB, site.now)
+    assert browser.post("/admin/statistics", form).status == 303
+    person = store.get(BOB)
+    assert (person.preferences, person.next_digest_at) == (Preferences(monthly_report=False), site.now)
+    get, form = type(store).get, form | {"report": "on"}
+
+    def overtaken(self: Recipients, recipient: str) -> Person:
+        found = get(self, recipient)
+        store.set_preferences(recipient, replace(found.preferences, language="fr"))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store), "get", overtaken)
+        assert browser.post("/admin/statistics", form).status == 303
+    assert store.get(BOB).preferences == Preferences(language="fr", monthly_report=True)
 
 
 def test_others_are_offered_no_report(site: Site) -> None:

@@ -213,8 +213,9 @@ class Recipients(ABC):
         """Stop or resume digests or set preferences of many recipients, and return those that were changed.
 
         ``after`` returns a recipient with other `stopped_at` and `preferences`, or the same; ``entry`` the audit entry
-        of a recipient that was changed. Some hundred recipients at a time are changed in one transaction with their
-        entries; an interrupted call may be repeated.
+        of a recipient that was changed. Their next digest must be scheduled again, see `unscheduled`, unless only a
+        preference was changed that it does not depend on. Some hundred recipients at a time are changed in one
+        transaction with their entries; an interrupted call may be repeated.
         """
 
     @abstractmethod

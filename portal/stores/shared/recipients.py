@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -116,8 +117,8 @@ class SqlRecipients(Recipients):
         self, recipients: Sequence[str], after: Callable[[Person], Person], entry: Callable[[Person], AuditEntry]
     ) -> Sequence[str]:
         update = (
-            "update recipient set stopped_at = :stopped_at, preferences = :preferences, next_digest_at = null"
-            " where recipient = :recipient"
+            "update recipient set stopped_at = :stopped_at, preferences = :preferences,"
+            " next_digest_at = :next_digest_at where recipient = :recipient"
         )
         ordered, changed = sorted(recipients), list[str]()  # the order in which all transactions lock
         for start in range(0, len(ordered), _BATCH):
@@ -134,9 +135,11 @@ class SqlRecipients(Recipients):
                     before = {row[0]: _person_from(row) for row in rows}
                     has_all = before.keys() >= set(missing)  # `remove_unused` may have removed some
                     people = [after(each) for each in before.values()]
-                    people = [each for each in people if each != before[each.recipient]]
+                    people = [
+                        _rescheduled(before[each.recipient], each) for each in people if each != before[each.recipient]
+                    ]
                     if people:
-                        values = ("recipient", "stopped_at", "preferences")
+                        values = ("recipient", "stopped_at", "preferences", "next_digest_at")
                         session.execute_all(update, [{name: getattr(each, name) for name in values} for each in people])
                         audit.record(session, [entry(each) for each in people])
                     for each in people:
@@ -311,6 +314,13 @@ def person(session: Session, recipient: str) -> Person:
     row = session.one(_ANYBODY, recipient=recipient)
     assert row is not None  # noqa: S101 - the query returns one row
     return _person_from(row)
+
+
+def _rescheduled(before: Person, after: Person) -> Person:
+    """Return a person who was changed, whose next digest must be scheduled again if the change concerns it."""
+    if after.stopped_at == before.stopped_at and after.preferences.schedules_like(before.preferences):
+        return after
+    return replace(after, next_digest_at=None)
 
 
 def _nobody(recipient: str) -> Person:
