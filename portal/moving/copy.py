@@ -76,7 +76,8 @@ class Copied:
 def opened(source_url: str, target_url: str) -> Iterator[tuple[Store, Store]]:
     """Open both stores. The source must exist; a target that is a file store is created.
 
-    Raises StoreUnavailable, StoreUnusable; the error message names the store, FROM or TO.
+    Raises StoreUnavailable and StoreUnusable, whose messages name the store, FROM or TO; also, with nothing changed, if
+    both are the same store or the target has other messages.
     """
     with ExitStack() as stack:
         stores = []
@@ -94,6 +95,7 @@ def opened(source_url: str, target_url: str) -> Iterator[tuple[Store, Store]]:
                 raise StoreUnavailable(f"{name}: {error}") from error
             stack.callback(store.close)
             stores.append(store)
+        _check_stores(stores[0], stores[1])
         yield stores[0], stores[1]
 
 
@@ -102,11 +104,9 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
 
     Both may be in use at the same time. If a delivery was changed in both, the later change is kept. People's
     preferences, roles and second factors, and changes of rules that were copied before, are copied from the source
-    until the digest process runs on the target. Raises StoreUnusable, with nothing changed, if both are the same store
-    or the target has other messages; also if a body that is read back from the target differs. Raises StoreUnavailable
-    if either store stops working.
+    until the digest process runs on the target. Raises StoreUnusable if a body that is read back from the target
+    differs, StoreUnavailable if either store stops working.
     """
-    _check_stores(source, target)
     in_use = _is_in_use(source, target)
     done = Copied()
     total = sum(len(ids) for ids in _pages(source, _IDS))
