@@ -8,17 +8,26 @@ import json
 import re
 from collections.abc import Callable
 from html import unescape
+from uuid import uuid4
 
 import pytest
 
+from digest.housekeeping import run_mass_acts
 from portal.assemble import Parts
 from portal.model.audit import ACTS, Act, AuditEntry, AuditFilter
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.policy.recipients import DigestAct
 from portal.web.audit import ACT_NAMES
-from tests.builders import ALICE, BY_LINK, BY_OPERATOR, digesting
+from portal.web.console_acts import _DECISIONS, _PERMISSIONS
+from portal.web.mass_acts import _CHANGES
+from portal.web.recipients import _ACTS
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, digesting, rule
+from tests.smtp_server import SmtpServer
+from tests.web.test_second_factor import app_of, hidden
+from tests.web.test_staff import MATRIX
 from tests.web_client import Answer, Browser, Site
 
 
@@ -231,3 +240,101 @@ def test_what_is_repeated_since_the_audit_failed_is_recorded(site: Site, monkeyp
     assert site.browser().request("POST", link, form=one_click).status == 200
     assert browser.post("/sign-out", form).status == 303
     assert {act for act, _, _ in entries(site)} == {"digests-stopped", "signed-out"}
+
+
+# ---- each form of the console
+
+# Not recorded: a right code of the second factor, which changes only the session.
+
+
+class Forms:
+    """Posts the forms of the console, each of which must add entries of the person to the audit."""
+
+    def __init__(self, site: Site, browser: Browser) -> None:
+        self._site = site
+        self.browser = browser
+        self.posted = set[tuple[str, str]]()  # routes and acts
+
+    def post(self, rule: str, act: str = "", path: str = "", /, **form: str) -> Answer:
+        """Post a form. ``path``: if it differs from the rule."""
+        audit, browser = self._site.store.audit, self.browser
+        self._site.pass_time(seconds=1)
+        before = {each.id for each in audit.list(AuditFilter(), 999)}
+        answer = browser.post(path or rule, {"form_token": browser.form_token(), **form})
+        assert answer.status in (200, 303), (rule, act, answer.text)
+        entries = [each for each in audit.list(AuditFilter(), 999) if each.id not in before]
+        assert {(each.actor.name, each.actor.via) for each in entries} == {("mallory@example.org", "console")}, (
+            rule,
+            act,
+        )
+        self.posted.add((rule, act))
+        return answer
+
+
+def test_each_form_of_the_console_that_changes_something_is_recorded(
+    make_parts: Callable[..., Parts],
+) -> None:
+    with SmtpServer() as relay:
+        site = Site(make_parts(local_domains=("example.org", "example.net"), relay__url=relay.url))
+        forms = Forms(site, staff(site, Role.ADMINISTRATOR))
+        post_all_forms(site, forms, relay)
+    acts = {("/admin/messages/ID/", act) for act in (*_PERMISSIONS, *_DECISIONS)}
+    acts |= {("/admin/recipients/", act) for act in _ACTS}
+    acts |= {("/admin/recipients/list", act.value) for act in DigestAct}
+    acts |= {("/admin/jobs/ID/", act) for act in (*_CHANGES, "retry")}
+    assert {rule for rule, _ in forms.posted} == {rule for method, rule in MATRIX if method == "POST"}
+    assert forms.posted >= acts
+
+
+def post_all_forms(site: Site, forms: Forms, relay: SmtpServer) -> None:
+    """Post each form of the console at least once."""
+    for act in (*_PERMISSIONS, *_DECISIONS):
+        held = site.hold(recipients=(ALICE,))
+        if act in ("approve", "deny"):
+            site.parts.actions.request_release(held.id, 0, BY_LINK)
+        elif act == "restore":
+            site.parts.actions.delete(held.id, 0, BY_OPERATOR)
+        elif act == "again":
+            site.parts.actions.release(held.id, 0, BY_OPERATOR, operator=True)
+        forms.post("/admin/messages/ID/", act, f"/admin/messages/{held.id}.0/", act=act, reason="x")
+    held = site.hold(recipients=(ALICE,))
+    forms.post("/admin/messages/ID/download", "", f"/admin/messages/{held.id}.0/download", warned="spam")
+
+    blocks = rule()
+    site.store.rules.add([blocks], site.now)
+    site.pass_time(minutes=2)  # between two links
+    for act in _ACTS:
+        more = {"language": "fr"} if act == "preferences" else {"rule": str(blocks.id)}
+        forms.post("/admin/recipients/", act, act=act, address=ALICE, **more)
+    for act in DigestAct:
+        typed = {"language": "de"} if act is DigestAct.SET else {}
+        forms.post("/admin/recipients/list", act.value, act=act.value, list=BOB, confirm="1", **typed)
+    forms.post("/admin/recipients/list/export", domain="example.org")
+    forms.post("/admin/recipients/forget", address=ALICE)
+
+    forms.post("/admin/domains", domain="example.org", key="language", value="fr")
+    forms.post("/admin/statistics", report="off")
+    forms.post("/admin/staff", change="give", address=BOB, role="auditor", domain="")
+    forms.post("/admin/staff", change="remove", address=BOB, role="auditor", domain="")
+    wanted = {"name": "x", "role": "auditor", "domain": "", "scope": "read", "days": "9"}
+    forms.post("/admin/tokens", change="create", form=str(uuid4()), **wanted)
+    [(token, _)] = site.parts.tokens.all(site.now)
+    forms.post("/admin/tokens", change="revoke", token=str(token.id))
+    forms.post("/admin/audit/export", act="exported")
+
+    for changes in (("pause", "resume", "cancel"), ("retry",)):
+        site.hold(recipients=(BOB,))
+        relay.script["BODY"] = ["554 5.7.1 no"] if changes == ("retry",) else []
+        begun = forms.post("/admin/jobs/", act="release", search="symbol=BAYES_SPAM", reason="x", form=str(uuid4()))
+        if changes == ("retry",):
+            site.pass_time(seconds=61)
+            run_mass_acts(site.parts, site.now)
+        for change in changes:
+            path = (begun.header("Location") or "").removeprefix("/quarantine")
+            forms.post("/admin/jobs/ID/", change, path, change=change)
+
+    page = forms.browser.get("/admin/second-factor").text
+    typed = {"salt": hidden(page, "salt"), "replaces": "", "code": app_of(page).at(site.now)}
+    forms.post("/admin/second-factor", "set-up", act="set-up", **typed)
+    replaces = hidden(forms.browser.get("/admin/second-factor").text, "replaces")
+    forms.post("/admin/second-factor", act="renew", replaces=replaces)
