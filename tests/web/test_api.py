@@ -309,6 +309,10 @@ def test_criteria_find_and_count_what_the_console_finds(site: Site) -> None:
     assert empty["messages"] == [] and "No message has had the symbol ABSENT" in empty["note"]
     groups = program.get("/messages/groups", ("by", "symbol"), ("words", "wanted")).json
     assert groups["groups"] == [{"name": "FUZZY", "count": 1, "score": 7.5}] and groups["total"]["count"] == 1
+    assert groups["note"] == ""
+    for by in ("symbol", "domain", "hour"):
+        nothing = program.get("/messages/groups", ("by", by), ("symbol", "ABSENT")).json
+        assert (nothing["groups"], nothing["note"]) == ([], empty["note"])
 
 
 def test_an_address_with_an_extension_finds_what_is_held_without_it(make_parts: Callable[..., Parts]) -> None:

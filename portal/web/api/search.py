@@ -172,6 +172,7 @@ class FoundGroups(Model):
     whole_days: Days | None = Field(
         description="The days whose numbers are from the statistics, with messages that were removed since; null: none."
     )
+    note: str = Field(description='Why nothing was found; "" otherwise.')
 
 
 def fields_of(delivery: Delivery) -> dict[str, Any]:
@@ -267,6 +268,7 @@ class SearchRoutes:
             total=Count.of(found.total),
             since=found.since,
             whole_days=Days(first=found.whole_days[0], last=found.whole_days[1]) if found.whole_days else None,
+            note="" if found.total.count else self._why_nothing(caller, wanted),
         )
 
     def _why_nothing(self, caller: Caller, wanted: Filter) -> str:
