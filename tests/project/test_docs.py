@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -16,7 +18,9 @@ import pytest
 from portal.cli import main
 from portal.ingest import Result
 from portal.model.message import State
+from portal.model.staff import Role
 from portal.model.text import TAGS
+from portal.policy.staff import PERMISSIONS, Permission
 from portal.settings import load
 from tests.paths import ROOT
 from tools.docs import GENERATED
@@ -190,6 +194,71 @@ def _commands(group: click.Command, context: click.Context) -> Iterator[tuple[st
         command = group.get_command(context, name)
         assert command is not None
         yield from _commands(command, click.Context(command, parent=context, info_name=name))
+
+
+# ---- the lines for sudo
+
+# The permission that a role needs for the same in the console. Other commands are for administrators.
+_READING = {
+    "audit": Permission.READ_AUDIT,
+    "domains list": Permission.READ_AUDIT,
+    "domains show": Permission.READ_AUDIT,
+    "jobs list": Permission.SEE_ENVELOPE,
+    "jobs show": Permission.SEE_ENVELOPE,
+    "list": Permission.SEE_ENVELOPE,
+    "meta": Permission.SEE_ENVELOPE,
+    "recipient": Permission.SEE_ENVELOPE,
+    "rules list": Permission.SEE_ENVELOPE,
+    "staff list": Permission.READ_AUDIT,
+    "stats": Permission.SEE_ENVELOPE,
+    "token list": Permission.READ_AUDIT,
+}
+_NEEDS_WORDS = {"domains show", "jobs show", "meta", "recipient"}
+
+
+def _sudoers() -> str:
+    """Return the lines of docs/operate.md for /etc/sudoers.d."""
+    found = re.search(r"\n\n((?:    .*\n)*    %quarantine-admins .*\n(?:    .*\n)*)", OPERATE)
+    assert found
+    return textwrap.dedent(found[1])
+
+
+def _permitted(group: str) -> list[str]:
+    """Return the commands of a group of users."""
+    text = _sudoers().replace("\\\n", " ")
+    aliases = {name: words.strip() for name, words in re.findall(r"^Cmnd_Alias (\w+) *=(.*)$", text, re.MULTILINE)}
+    [line] = re.findall(rf"^%{group} +ALL=\(root\) (.*)$", text, re.MULTILINE)
+    for name, words in aliases.items():
+        line = line.replace(name, words)
+    return [" ".join(each.split()) for each in line.split(",")]
+
+
+@pytest.mark.parametrize(
+    ("group", "role"), [("quarantine-helpdesk", Role.HELP_DESK), ("quarantine-auditors", Role.AUDITOR)]
+)
+def test_sudo_permits_what_a_role_may_do_in_the_console_and_no_more(group: str, role: Role) -> None:
+    commands = dict(_commands(main, click.Context(main, info_name="quarantine")))
+    expected = set()
+    for name, permission in _READING.items():
+        assert f"quarantine {name}" in commands
+        if permission in PERMISSIONS[role]:
+            expected |= {f"{name} *"} if name in _NEEDS_WORDS else {name, f"{name} *"}
+    found = [each.removeprefix("/usr/sbin/quarantine ") for each in _permitted(group)]
+    assert [each for each in found if each.startswith("!")] == ["!/usr/sbin/quarantine stats *--mail*"]
+    assert sorted(each for each in found if not each.startswith("!")) == sorted(expected)
+
+
+def test_sudo_permits_administrators_both_programs() -> None:
+    assert _permitted("quarantine-admins") == ["/usr/sbin/quarantine", "/usr/sbin/quarantine-digest"]
+
+
+@pytest.mark.system
+def test_sudo_accepts_the_lines(tmp_path: Path) -> None:
+    path = tmp_path / "sudoers"
+    path.write_text(_sudoers())
+    path.chmod(0o440)
+    checked = subprocess.run(["/usr/sbin/visudo", "-cf", path], capture_output=True, text=True, check=False)
+    assert (checked.returncode, "parsed OK" in checked.stdout) == (0, True), checked.stdout + checked.stderr
 
 
 def test_every_option_of_a_command_is_in_the_documents() -> None:
