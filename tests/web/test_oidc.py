@@ -155,6 +155,35 @@ def test_answers_for_other_browsers_and_of_other_issuers_are_refused(site: Site,
     assert not any(map(is_signed_in, (mallory, alice, late, cancelled)))
 
 
+def test_the_answer_of_one_provider_is_not_accepted_at_another(make_parts: MakeParts, provider: FakeProvider) -> None:
+    with running() as other:
+        providers = {"company": provider, "school": other}
+        site = Site(
+            make_parts(
+                oidc={
+                    name: {"issuer": each.issuer, "client_id": CLIENT, "client_secret": SECRET, "title": f"The {name}"}
+                    for name, each in providers.items()
+                }
+            )
+        )
+        page = site.browser().get("/sign-in").text
+        for name in providers:
+            assert f"Sign in with The {name}" in page and f'href="/quarantine/sign-in/oidc/{name}"' in page
+        for begun, answered in (("company", "school"), ("school", "company")):
+            for answering in providers.values():  # if the other one is hostile, it makes an answer for the same state
+                browser = site.browser()
+                url = browser.get(f"/sign-in/oidc/{begun}").header("Location") or ""
+                assert url.startswith(f"{providers[begun].issuer}/authorization?")
+                refused = browser.get(f"/sign-in/oidc/{answered}/callback?{answering.authorize(url)}")
+                assert refused.status == 403 and not is_signed_in(browser)
+        assert "/token" not in [*provider.requests, *other.requests], "no code was sent to the other one"
+        for name, each in providers.items():
+            browser = site.browser()
+            url = browser.get(f"/sign-in/oidc/{name}").header("Location") or ""
+            assert browser.get(f"/sign-in/oidc/{name}/callback?{each.authorize(url)}").status == 303
+            assert is_signed_in(browser)
+
+
 def test_an_address_counts_only_if_it_is_confirmed_and_local(make_site: MakeSite, provider: FakeProvider) -> None:
     for verified in (False, None, "false"):
         provider.claims["email_verified"] = verified
