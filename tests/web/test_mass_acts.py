@@ -6,14 +6,14 @@ import html
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from digest.housekeeping import run_mass_acts
 from portal.assemble import Parts
 from portal.batches.batch import Act
-from portal.batches.mass import MassAct
+from portal.batches.mass import MassAct, Status
 from portal.batches.mass_run import MassActs
 from portal.model.message import Filter, Start, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
@@ -22,6 +22,19 @@ from portal.web.auth.session import FRESH
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, now, rule
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
+from tests.web.test_staff import (
+    ADMINISTRATOR,
+    AUDITOR,
+    ELSEWHERE,
+    HELP_DESK,
+    NOBODY,
+    OF_ANOTHER,
+    OF_THE_DOMAIN,
+    PEOPLE,
+    RECIPIENT,
+    Person,
+    sign_in,
+)
 from tests.web_client import Answer, Browser, Site
 
 CAROL = "carol@example.net"
@@ -245,6 +258,65 @@ def test_only_who_may_do_all_of_a_job_steers_it(site: Site, relay: SmtpServer) -
     other.post(page, {"form_token": other.form_token(), "change": "resume"})
     run(site)
     assert site.state(held) is State.RELEASED
+
+
+# For a release of messages of example.org by an administrator: the status of its page, of each change, and of the form
+# that begins such a job.
+STEERING: dict[Person, tuple[int, int, int]] = {
+    NOBODY: (303, 303, 303),
+    RECIPIENT: (404, 404, 404),
+    ADMINISTRATOR: (200, 303, 303),
+    OF_THE_DOMAIN: (200, 403, 303),
+    OF_ANOTHER: (404, 404, 303),
+    HELP_DESK: (200, 403, 303),
+    AUDITOR: (200, 403, 403),
+    **{person: (404, 404, 403 if of is AUDITOR else 303) for person, of in ELSEWHERE.items()},
+}
+
+
+@pytest.mark.parametrize("person", STEERING, ids=lambda each: f"{each.role or each.address}-{each.domain}")
+def test_each_role_sees_and_steers_what_it_may(site: Site, relay: SmtpServer, person: Person) -> None:
+    assert set(STEERING) == {*PEOPLE, *ELSEWHERE}
+    page, change, begin = STEERING[person]
+    held = [site.hold(recipients=(ALICE,)) for _ in range(2)]
+    search = f"{SEARCH}&domain=example.org"
+    acts = MassActs(site.store, site.parts.actions, site.parts.staff)
+    begun = confirm(site, staff(site, Role.ADMINISTRATOR, person=BOB), search=search)
+    job = UUID((begun.header("Location") or "").split("/")[-2])
+    browser = sign_in(site, person)
+    form = {"form_token": browser.form_token()} if person.address else {}
+
+    def state() -> tuple[object, ...]:
+        found = acts.get(job)
+        return found.job, found.status, found.progress, len(site.store.jobs.list("mass", 9))
+
+    def post(path: str, **typed: str) -> int:
+        before = state()
+        status = browser.post(path, {**form, **typed}).status
+        if status in (403, 404) or not person.address:
+            assert state() == before, typed
+        return status
+
+    assert browser.get(f"/admin/jobs/{job}/").status == page
+    shown = browser.get("/admin/jobs/")
+    assert (str(job) in shown.text) is (page == 200)
+    for name, status in (("pause", Status.PAUSED), ("resume", Status.SCHEDULED)):
+        assert post(f"/admin/jobs/{job}/", change=name) == change
+        assert acts.get(job).status is (status if change == 303 and person.address else Status.SCHEDULED)
+    relay.script["BODY"] = ["554 5.7.1 no"] * 2
+    run(site)
+    assert (acts.get(job).status, acts.get(job).failed) == (Status.FINISHED, 2)
+    browser = sign_in(site, person)
+    form = {"form_token": browser.form_token()} if person.address else {}
+    for name in ("retry", "cancel"):
+        assert post(f"/admin/jobs/{job}/", change=name) == change
+    count = len(site.store.jobs.list("mass", 9))
+    assert count == (2 if change == 303 and person.address else 1), "a retry is a job of its own"
+    typed = {"act": "release", "search": search, "reason": "x", "form": str(uuid4())}
+    assert post("/admin/jobs/", **typed) == begin
+    finds = begin == 303 and page == 200  # others find nothing that they may act on
+    assert len(site.store.jobs.list("mass", 9)) == count + finds
+    assert [site.state(each) for each in held] == [State.HELD] * 2
 
 
 def test_messages_are_held_back_and_recipients_mailed_if_that_is_ticked(site: Site) -> None:
