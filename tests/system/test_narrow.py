@@ -97,6 +97,24 @@ def test_pages_of_the_console_fit_a_small_phone(make_parts: Callable[..., Parts]
         context.close()
 
 
+@pytest.mark.parametrize("language", ["en", "de", "fr", "ar", "ja"])
+def test_the_names_of_views_are_beside_each_other(
+    make_parts: Callable[..., Parts], browser: Browser, language: str
+) -> None:
+    """They do not become narrower than their texts: the line scrolls."""
+    with local_site(make_parts) as site:
+        site.store.recipients.set_preferences(ALICE, Preferences(language=language))
+        hold_samples(site)
+        context = browser.new_context(viewport={"width": 320, "height": 800})
+        sign_in(site, context)
+        page = context.new_page()
+        page.goto(f"{site.parts.settings.public_url}/")
+        views = page.locator(".views a")
+        assert views.count() == 5
+        assert views.evaluate_all("all => all.filter(one => one.scrollWidth > one.clientWidth).length") == 0
+        context.close()
+
+
 @pytest.mark.parametrize("order", ["newest", "likely"])
 @pytest.mark.parametrize("language", ["en", "de", "fr", "ar", "ja"])
 @pytest.mark.parametrize("width", [320, 390])
