@@ -59,7 +59,7 @@ def facets_postgres(effort: Effort) -> list[Row]:
 
 
 def facets_large(effort: Effort) -> list[Row]:
-    """Measure searches over ten million messages. Filling them in takes an hour and 30 GB."""
+    """Measure searches over ten million messages. Filling them in takes up to half an hour and 20 GB."""
     return _facets(effort.of(LARGE), "< – / < 1,000", effort)
 
 
