@@ -33,7 +33,7 @@ class Act(StrEnum):
     PREFERENCES_SET = "preferences-set"
     DIGESTS_STOPPED = "digests-stopped"
     DIGESTS_RESUMED = "digests-resumed"
-    DIGEST_REQUESTED = "digest-requested"  # by staff: a digest outside the schedule
+    DIGEST_REQUESTED = "digest-requested"  # a digest outside the schedule
     LINK_SENT = "link-sent"  # by staff: a sign-in link to a recipient
     LINKS_REVOKED = "links-revoked"
     RECIPIENT_FORGOTTEN = "recipient-forgotten"  # all that the store had for a recipient was removed

@@ -200,7 +200,10 @@ class PreferencePages:
                 return self._sessions.signed_out(response)
         elif change == "digest" and session:
             reader = self._pages.parts.people.reader(recipient)
-            done = _REQUEST_RESULTS[self._store.digests.request(reader, now, now - _REQUEST_INTERVAL)]
+            result = self._store.digests.request(reader, now, now - _REQUEST_INTERVAL)
+            if result is DigestRequest.DUE:
+                self._pages.record(request, Act.DIGEST_REQUESTED, recipient, via=via)
+            done = _REQUEST_RESULTS[result]
         else:
             raise self._pages.notice(
                 request, N_("No action selected"), N_("Go back and press one of the buttons."), 400

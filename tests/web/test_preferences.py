@@ -16,6 +16,7 @@ import pytest
 
 from digest import housekeeping, news, run
 from portal.assemble import Parts
+from portal.model.audit import AuditFilter
 from portal.model.links import Action
 from portal.model.schedule import NO_PREFERENCES, Preferences, Schedule
 from portal.stores.records import Held
@@ -403,6 +404,8 @@ def test_a_digest_can_be_requested_once_an_hour(site: Site, portal: Page) -> Non
     assert "less than an hour ago" in portal.after("digest")
     site.pass_time(minutes=2)
     assert "on its way" in portal.after("digest")
+    requests = site.store.audit.list(AuditFilter(act="digest-requested"), 9)
+    assert [(each.actor.who, each.subject) for each in requests] == [(f"recipient:{ALICE}", ALICE)] * 2
 
 
 def test_without_news_the_last_digest_is_repeated(site: Site, held: Held, portal: Page, server: SmtpServer) -> None:
