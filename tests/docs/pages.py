@@ -63,7 +63,10 @@ class Shell:
             f"trap 'echo failed: $BASH_COMMAND' ERR\n{commands}\ntrap - ERR; printf '\\n%s\\n' =end=\n"
         )
         self._bash.stdin.flush()
-        lines = list(iter(self._bash.stdout.readline, "=end=\n"))
+        lines = list[str]()
+        while (line := self._bash.stdout.readline()) != "=end=\n":
+            assert line, f"bash ended: {''.join(lines)}"
+            lines.append(line)
         printed = "".join(lines)
         assert "failed: " not in printed, printed
         return printed

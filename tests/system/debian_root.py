@@ -47,6 +47,11 @@ class DebianRoot:
         systemctl.write_text(_SYSTEMCTL)
         systemctl.chmod(0o755)
 
+    def pretend_variables_of_the_unit(self, variables: str) -> None:
+        """Make systemctl say that the service has these variables."""
+        answer = f'[ "$1" != show ] || echo "Environment={variables}"\n'
+        (self.folder / "usr/bin/systemctl").write_text(_SYSTEMCTL + answer)
+
     def systemctl_calls(self) -> list[str]:
         """Return the calls of systemctl since the last call of this function."""
         log = self.folder / "var/log/systemctl"
