@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -254,14 +254,12 @@ class Batches:
         """Return those deliveries that a batch, which is undone, has never acted on: its selection matches them, but
         they were deleted before. ``events``: their last ones."""
 
-        def is_touched(key: DeliveryId) -> bool:
-            deliveries = self.store.deliveries
-            return any(is_of(undone, event.actor) for event in events.get(key, ())) or any(
-                is_of(undone, event.actor)
-                for event in deliveries.history(key)  # restored and deleted again since
-            )
+        def others(keys: Iterable[DeliveryId], events: Events) -> list[DeliveryId]:
+            return [key for key in keys if not any(is_of(undone, event.actor) for event in events.get(key, ()))]
 
-        return frozenset(each.key for each in found if not is_touched(each.key))
+        left = others((each.key for each in found), events)
+        # Those that were restored and deleted again since have an event of the batch that is not a last one.
+        return frozenset(others(left, self.store.deliveries.histories(left)))
 
     def _without_action(
         self, batch: Batch, found: Sequence[Delivery], events: Events

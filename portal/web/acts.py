@@ -77,8 +77,8 @@ class MessageActs:
             check_limit(self._pages, request, recipient, EventKind.RELEASING)
         actions = self._pages.parts.actions
         methods: dict[str, Callable[[UUID, int, Actor], Delivery]] = {
-            "release": self._pages.release,
-            "again": self._pages.send_again,
+            "release": partial(self._pages.release, request),
+            "again": partial(self._pages.send_again, request),
             "delete": actions.delete,
             "spam": actions.confirm_spam,
             "restore": actions.restore,

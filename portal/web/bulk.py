@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from uuid import UUID, uuid4, uuid5
 
-from portal.batches.batch import Batch
+from portal.batches.batch import Batch, text_of
 from portal.model.errors import AlreadyDone, StoreUnavailable
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId
 from portal.stores.records import Job
-from portal.web.listing import cursor
 from portal.web.pages import Pages
 from portal.web.request import Request
 
@@ -44,8 +43,13 @@ def actor_of(request: Request, recipient: str, via: str) -> Actor:
 
 def confirmed_of(request: Request, to_check: Sequence[Delivery]) -> frozenset[DeliveryId]:
     """Return those of suspicious deliveries whose release a form confirms: the page `check` has shown them."""
-    names = request.form("confirmed").split() if request.form("suspicious") == "release" else []
-    return frozenset(each.key for each in to_check) & {cursor(name) for name in names}
+    shown = request.form("confirmed").split() if request.form("suspicious") == "release" else []
+    return frozenset(each.key for each in to_check if confirmation_of([each]) in shown)
+
+
+def confirmation_of(to_check: Sequence[Delivery]) -> str:
+    """Return the field that confirms the release of deliveries, each with the tier whose cautions its page shows."""
+    return " ".join(f"{text_of(each.key)}.{each.message.tier}" for each in to_check)
 
 
 def form_id(request: Request, names: Sequence[str]) -> UUID:

@@ -23,7 +23,7 @@ from portal.model.rights import ReleaseRight
 from portal.model.sender import needs_check
 from portal.stores.records import Job
 from portal.stores.senders import known_senders
-from portal.web.bulk import actor_of, confirmed_of, form_id, perform
+from portal.web.bulk import actor_of, confirmation_of, confirmed_of, form_id, perform
 from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
@@ -140,7 +140,7 @@ class DigestPages:
             "check",
             fields=[(name, value) for name in ("form", "drawn") if (value := request.form(name))],
             mail=" ".join(map(_form_value, chosen)),
-            confirmed=" ".join(map(_form_value, to_check)),
+            confirmed=confirmation_of(to_check),
             action=place,
             back=place,
             rows=self._pages.rows(request, to_check, recipient),

@@ -133,7 +133,7 @@ class LinkPages:
             return self._pages.see_other("./?done=unchecked")
         if pressed or self._may_autosubmit(request, link, delivery, person, opens):
             actor = self._pages.actor(request, "link", delivery, reader)
-            self._perform(link, actor, undo=undo, reason=request.form("reason"))
+            self._perform(request, link, actor, undo=undo)
         response = self._pages.see_other("./?done=restore" if undo else "./?done=1")
         return self._with_device_cookie(request, response, reader) if pressed and request.has_user_gesture else response
 
@@ -199,21 +199,18 @@ class LinkPages:
         is_old_enough = self._pages.now() - link.issued_at > self._autosubmit_after
         return is_known_device or (is_old_enough and not is_burst(opens))
 
-    def _perform(self, link: Link, actor: Actor, *, undo: bool, reason: str) -> None:
-        """Perform the action. An error is recorded in the delivery, and the page shows it.
-
-        ``reason``: of a release request.
-        """
+    def _perform(self, request: Request, link: Link, actor: Actor, *, undo: bool) -> None:
+        """Perform the action. An error is recorded in the delivery, and the page shows it."""
         actions = self._pages.parts.actions
         try:
             if undo:
                 actions.restore(link.id, link.number, actor)
             elif link.action is Action.RELEASE:
-                self._pages.release(link.id, link.number, actor)
+                self._pages.release(request, link.id, link.number, actor)
             elif link.action is Action.DELETE:
                 actions.delete(link.id, link.number, actor)
             else:
-                actions.request_release(link.id, link.number, actor, reason=reason)
+                actions.request_release(link.id, link.number, actor, reason=request.form("reason"))
         except (AlreadyDone, NotAllowed, RelayDeferred, RelayRefused) as error:
             log.info("link %s id=%s number=%d: %s", link.action.name, link.id, link.number, error)
 

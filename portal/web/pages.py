@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import UUID
@@ -24,7 +25,7 @@ from portal.assemble import Parts
 from portal.batches.parallel import in_parallel
 from portal.batches.run import Batches
 from portal.model.audit import Act, AuditEntry
-from portal.model.errors import Busy
+from portal.model.errors import Busy, NotConfirmed
 from portal.model.log_lines import REQUEST_ID
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event
 from portal.model.rights import ReleaseRight
@@ -219,26 +220,35 @@ class Pages:
         """Return whether a form would release a message whose caution its page has not shown: the page is older than
         the caution, or a list, which shows none. The form names the tier of the message on its page."""
         is_own = self.parts.domains.right(delivery) is ReleaseRight.SELF
-        return is_own and needs_check(delivery.message) and request.form("checked") != delivery.message.tier
+        tier = delivery.message.tier
+        shown = (tier, *tier.more_harmful)  # a scan may have ended since, and found nothing
+        return is_own and needs_check(delivery.message) and request.form("checked") not in shown
 
-    def release(self, id: UUID, number: int, actor: Actor) -> Delivery:
+    def release(self, request: Request, id: UUID, number: int, actor: Actor) -> Delivery:
         """Release a delivery now or, while as many releases as allowed wait for the mail server, queue it.
 
-        Raises as `Actions.release`. A queued delivery is `releasing`, and the digest process sends it.
+        Raises as `Actions.release`, and NotConfirmed. A queued delivery is `releasing`; the digest process sends it.
         """
+        check = partial(self._check_shown, request)
         if not self._releases.acquire(blocking=False):
-            return self.parts.actions.queue_release(id, number, actor)
+            return self.parts.actions.queue_release(id, number, actor, check=check)
         try:
-            return self.parts.actions.release(id, number, actor)
+            return self.parts.actions.release(id, number, actor, check=check)
         finally:
             self._releases.release()
 
-    def send_again(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Send a delivery that was released or let through once more. Raises as `Actions.release`, and Busy."""
+    def _check_shown(self, request: Request, delivery: Delivery) -> None:
+        """Raise NotConfirmed for a message that needs a check since the form's page was made. Asked in the claim."""
+        if self.is_unchecked(request, delivery):
+            raise NotConfirmed("the page of this form did not show the caution")
+
+    def send_again(self, request: Request, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Send a delivery that was released or let through once more. Raises as `release`, and Busy."""
         if not self._releases.acquire(blocking=False):
             raise Busy("too many releases wait for the mail server")
         try:
-            return self.parts.actions.release(id, number, actor, again=True)
+            check = partial(self._check_shown, request)
+            return self.parts.actions.release(id, number, actor, again=True, check=check)
         finally:
             self._releases.release()
 

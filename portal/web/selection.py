@@ -22,7 +22,7 @@ from portal.model.text import N_, shown
 from portal.policy.release_requests import REQUEST_REASON_CHARACTERS
 from portal.stores.records import Job, Page
 from portal.web.auth.session import Session, Sessions
-from portal.web.bulk import actor_of, confirmed_of, form_id, perform, uuid_of
+from portal.web.bulk import actor_of, confirmation_of, confirmed_of, form_id, perform, uuid_of
 from portal.web.listing import Listing, cursor, name_of, place_of
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -196,7 +196,7 @@ class Selections:
             form_token=session.form_token,
             fields=[(name, value) for name in names if (value := request.form(name))],
             mail=" ".join(request.all_of_form("mail")),
-            confirmed=" ".join(name_of(each.key) for each in to_check) if may_confirm else "",
+            confirmed=confirmation_of(to_check) if may_confirm else "",
             action=f"{self._pages.site.root}/messages",
             back=f"{self._pages.site.root}/{place_of(request.form('from'))[1]}",
             rows=self._pages.rows(request, to_check[:_LISTED], session.recipient),

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from portal.cli import main
+from portal.model.audit import Act
 from portal.model.domain_value import DomainValue
 from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
 from portal.model.message import Body, DeliveryId, EventKind, Filter, Reader, Start, State, Tier, held_at, new_id
@@ -96,7 +97,7 @@ def everything(store: Store) -> dict[str, object]:
         "due": store.deliveries.due_releases(now() + timedelta(days=9), 100),
         "rules": store.rules.records(None, 1000),
         "domains": store.domains.records(None, 1000),
-        "audit": store.audit.records(None, 1000),
+        "audit": [each for each in store.audit.records(None, 1000) if each.act != Act.REINDEXED],
         "staff": store.staff.all(),
         "tokens": store.tokens.all(),
         "second factors": store.second_factors.all(),

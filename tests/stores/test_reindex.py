@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from portal.cli import main
+from portal.model.audit import Act
 from portal.model.domain_value import DomainValue
 from portal.model.errors import StoreUnavailable
 from portal.model.message import DeliveryId, EventKind, Reader, State, held_at, new_id
@@ -322,7 +323,7 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     assert "changes of rules" in run().output
     assert open_store().rules.records(None, 99) == before
     assert open_store().domains.records(None, 99) == values != []
-    assert open_store().audit.records(None, 99) == audit != []
+    assert [each for each in open_store().audit.records(None, 99) if each.act != Act.REINDEXED] == audit != []
     assert open_store().staff.all() == staff != []
     assert open_store().tokens.all() == tokens != []
     assert open_store().second_factors.all() == factors == [second_factor(ALICE)]

@@ -53,7 +53,7 @@ class Scanned:
         url = links.url(Action.RELEASE, UUID(held(self.portal, word)[0]["id"]), 0, datetime.now(UTC))
         origin = "/".join(self.portal.nginx.public_url.split("/")[:3])
         browser = {"Origin": origin, "Sec-Fetch-Site": "same-origin", "Sec-Fetch-User": "?1"}
-        assert http(url, b"pressed=1", browser).status == 303
+        assert http(url, b"pressed=1&checked=suspicious", browser).status == 303
 
     def release(self, word: str) -> str:
         return self.portal.command("quarantine", "release", held(self.portal, word)[0]["id"], check=False)

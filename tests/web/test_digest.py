@@ -226,8 +226,8 @@ def test_suspicious_messages_of_a_digest_are_released_after_their_cautions(site:
     body = [("do", "release"), *(("mail", name) for name in names(page))]
     page = browser.post_all(path, body).text
     assert "Release only the others (1)" in page and "macro" in page and not relay.mails
-    confirmed = [("confirmed", f"{macro.id}.0")]
-    assert f'name="confirmed" value="{macro.id}.0"' in page
+    confirmed = [("confirmed", f"{macro.id}.0.suspicious")]
+    assert f'name="confirmed" value="{macro.id}.0.suspicious"' in page
     assert "macro" in browser.post_all(path, [("suspicious", "release"), *body]).text and not relay.mails
     for press, state in (("leave", State.HELD), ("release", State.RELEASED)):
         page = browser.follow(browser.post_all(path, [("suspicious", press), *confirmed, *body]), path).text

@@ -345,7 +345,7 @@ def test_searches_of_staff_leave_connections_to_rspamd(
 
 
 def press(socket: str, token: str) -> bytes:
-    form = b"pressed=1"
+    form = b"pressed=1&checked=suspicious"
     return exchange(
         socket,
         packet(

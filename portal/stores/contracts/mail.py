@@ -202,6 +202,10 @@ class Deliveries(ABC):
         """Return a delivery's events, oldest first, beginning with `held`. Raises NotFound."""
 
     @abstractmethod
+    def histories(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
+        """Return all events of these deliveries, oldest first. Otherwise as `last_events`."""
+
+    @abstractmethod
     def last_events(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
         """Return, for each of these deliveries, the latest event of each kind (`Event.kind`), oldest first.
 

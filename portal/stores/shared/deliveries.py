@@ -231,13 +231,16 @@ class SqlDeliveries(Deliveries):
             found = history(session, key)
         return [Event(held_at(key.message_id), EventKind.HELD, Actor(ActorKind.SYSTEM)), *found]
 
-    def last_events(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
+    def histories(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
         wanted = set(keys)
         if not wanted:
             return {}
         with self._engine.reading() as session:
             found = events(session, {id for id, _ in wanted}, {number for _, number in wanted})
-        return {key: _last_of_each_kind(found[key]) for key in wanted & found.keys()}
+        return {key: found[key] for key in wanted & found.keys()}
+
+    def last_events(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
+        return {key: _last_of_each_kind(found) for key, found in self.histories(keys).items()}
 
     # ---- actions
 

@@ -52,11 +52,16 @@
     say(one(".selected").textContent);
   }
 
+  function beginAt(row) {
+    begin = row.id;
+    end = "";
+  }
+
   function toggle(row, isRange) {
     if (!boxOf(row)) return;
     check([row], isRange || !boxOf(row).checked);
     if (isRange) checkRange(row);
-    begin = row.id;
+    beginAt(row);
   }
 
   // As Shift with the arrow keys does in other lists: on the way back rows are left out again.
@@ -90,7 +95,7 @@
     const row = event.target.closest(".tick")?.closest("li");
     if (row && event.target === boxOf(row)) {
       if (event.shiftKey) checkRange(row); else showSelection();
-      begin = row.id;
+      beginAt(row);
     } else if (row && event.shiftKey) { // Firefox does not pass this click on to the box of the label.
       event.preventDefault();
       toggle(row, true);
