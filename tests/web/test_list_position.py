@@ -234,6 +234,19 @@ def test_no_row_is_repeated_or_left_out_on_the_way_back(
     assert shown(further) == (before[-10:-5] if len(before) > 10 else before[:5])
 
 
+def test_a_last_page_whose_rows_are_gone_does_not_say_that_nothing_is_held(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portal.web.listing._SIZE", "5")
+    rows = [hold_ranked(site, 20 + n) for n in range(7)]
+    browser = site.signed_in(ALICE)
+    older = link(browser.get("/?order=likely").text, "next")
+    for row in rows[5:]:
+        delete(site, row)
+    page = browser.get(older).text
+    assert "No held messages." not in page and "No more messages." in page
+
+
 def test_the_place_of_a_row_that_is_gone_is_its_number_in_a_large_mailbox(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

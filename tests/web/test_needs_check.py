@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -139,6 +140,55 @@ def test_an_old_page_of_a_link_does_not_release_what_became_suspicious_since(sit
     assert (site.state(held), relay.mails) == (State.HELD, [])
     browser.post(link, checked(page))
     assert site.state(held) is State.RELEASED
+
+
+def test_a_page_that_showed_more_cautions_releases_what_turned_out_better(site: Site) -> None:
+    """A message that waited for its scan was suspicious when its page was made."""
+    held, browser = site.hold(Tier.SPAM, recipients=[ALICE], header_from=FORGED), site.signed_in(ALICE)
+    form = {"form_token": browser.form_token(), "from": "message", "checked": "suspicious"}
+    browser.post(f"/messages/{held.id}/release", form)
+    assert site.state(held) is State.RELEASED
+
+
+def test_a_confirmation_counts_for_the_cautions_that_it_showed(site: Site, relay: SmtpServer) -> None:
+    held, browser = site.hold(Tier.SPAM, recipients=[ALICE], header_from=FORGED), site.signed_in(ALICE)
+    confirmation = {**hidden(post(browser, [held], "release").text), "suspicious": "release"}
+    raise_tier(site, held)
+    again = browser.post("/messages", confirmation)
+    assert "Check before you release" in again.text
+    assert (site.state(held), relay.mails) == (State.HELD, [])
+    browser.post("/messages", {**hidden(again.text), "suspicious": "release"})
+    assert site.state(held) is State.RELEASED
+
+
+@pytest.mark.parametrize("by", ["page", "link"])
+def test_what_becomes_suspicious_just_before_the_claim_is_not_released(
+    site: Site, relay: SmtpServer, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    held, browser = site.hold(recipients=[ALICE]), site.signed_in(ALICE)
+    form = {"form_token": browser.form_token(), "from": "message", "pressed": "1"}
+    releasing = site.store.deliveries.releasing
+
+    def late(*args: Any, **values: Any) -> Any:
+        raise_tier(site, held)
+        return releasing(*args, **values)
+
+    monkeypatch.setattr(site.store.deliveries, "releasing", late)
+    path = site.link(Action.RELEASE, held) if by == "link" else f"/messages/{held.id}/"
+    answer = browser.post(path if by == "link" else f"{path}release", form)
+    assert "Not released" in browser.follow(answer, path).text
+    assert (site.state(held), relay.mails) == (State.HELD, [])
+
+
+def test_an_address_does_not_say_for_ever_that_nothing_was_released(site: Site) -> None:
+    held, browser = site.hold(Tier.SUSPICIOUS, recipients=[ALICE]), site.signed_in(ALICE)
+    path = f"/messages/{held.id}/?unchecked=release"
+    old = browser.get(path).text
+    assert "Not released: check this message first." in old
+    form = {"form_token": browser.form_token(), "from": "message", **checked(old)}
+    browser.post(f"/messages/{held.id}/release", form)
+    page = browser.get(path).text
+    assert "Not released" not in page and "Released on" in page
 
 
 def test_a_row_has_review_instead_of_send_again(site: Site) -> None:
