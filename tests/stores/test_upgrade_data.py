@@ -309,7 +309,10 @@ def browser(site: Site, name: str) -> Browser:
 def press(site: Site, link: Link, **form: str) -> Answer:
     """Open a link, press its button and return the page that follows."""
     visitor = site.browser()
-    assert visitor.get(link.path).status == 200, link
+    page = visitor.get(link.path)
+    assert page.status == 200, link
+    if shown := re.search(r'name="checked" value="(\w+)"', page.text):  # of a message with a caution
+        form["checked"] = shown[1]
     site.pass_time(seconds=20)  # openings per minute are limited
     answer = visitor.post(link.path, form)
     return visitor.follow(answer, link.path) if answer.status == 303 else answer

@@ -118,7 +118,7 @@ def test_nothing_moves_on_the_page_of_a_message_for_readers_who_want_no_motion(
     found = {}
     for wish in ("reduce", "no-preference"):
         with list_of(site, browser, reduced_motion=wish) as page:
-            page.locator(".mail").last.click()
+            page.locator(".mail").first.click()
             page.locator(".text").wait_for()
             for what in ("header nav a", ".first button", ".back a", "main details > summary"):
                 page.locator(what).first.hover()
