@@ -115,6 +115,7 @@ def test_scanners_change_nothing_and_clickers_only_what_is_harmless(
         action = parts.links.verify(link.split("/")[-2], now()).action if "/link/" in link else None
         if action in (Action.RELEASE, Action.REQUEST):
             client.request("GET", link)
-            client.post(link, [("pressed", "1")], BY_A_PERSON)
+            # The field of a page that shows a caution.
+            client.post(link, [("pressed", "1"), ("checked", "suspicious")], BY_A_PERSON)
     assert changed(parts, digest) == {"spam": 2, "suspicious": 2, "dangerous": 2}
     assert sorted(mail.recipients for mail in server.mails).count(["person@example.org"]) == 1 + 4
