@@ -56,7 +56,8 @@ class Judge:
             ]
             self.found += [f"{name}, {width} pixels wide: {problem}" for problem in found]
         # The console and the documentation of the API are for mice, with lists that are long.
-        for width in (PHONE, WIDE) if is_page and not re.search("/(admin|api)/", page.url) else ():
+        fingers = (PHONE, WIDE) if WIDE in (widths or (WIDE,)) else (PHONE,)
+        for width in fingers if is_page and not re.search("/(admin|api)/", page.url) else ():
             page.set_viewport_size({"width": width, "height": 640})
             page.locator("details").evaluate_all("all => all.forEach(one => { one.open = true })")
             self.found += [f"{name}, {width} pixels wide: {problem}" for problem in low_targets(page)]
