@@ -81,7 +81,10 @@ _PAGE = re.compile(
 )
 _PAGE_BYTES = 4_096
 _NOT_TEXT = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
-_OOXML = re.compile(rb"\[Content_Types\]\.xml|mimetypeapplication/vnd\.oasis|(?:word|xl|ppt)/")
+# Three letters also occur in compressed data, so a folder counts only as the name of an entry (APPNOTE.TXT, 4.3.7).
+_OOXML = re.compile(
+    rb"\[Content_Types\]\.xml|mimetypeapplication/vnd\.oasis|PK\x03\x04.{26}(?:word|xl|ppt)/", re.DOTALL
+)
 _PACKAGE = re.compile(rb"META-INF/MANIFEST\.MF|AndroidManifest\.xml|AppxManifest\.xml")
 _MACROS = re.compile(rb"vbaProject\.bin|_\0V\0B\0A\0_\0P\0R\0O\0J\0E\0C\0T|M\0a\0c\0r\0o\0s\0\0")
 _ODD = b"".join(re.escape(bytes([octet])) for octet in range(1, 256, 2))

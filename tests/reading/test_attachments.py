@@ -56,6 +56,8 @@ ENCRYPTED_ZIP[6] |= 1
         (OLE, "setup.msi", Kind.PROGRAM, [Danger.RUNS]),
         (b"plain", "a.xlsm", Kind.TEXT, [Danger.MACROS]),
         (zipped("a.txt"), "a.zip", Kind.ARCHIVE, []),
+        (zipped("word/document.xml"), "a.zip", Kind.OFFICE, []),
+        (b"PK\x03\x04" + bytes(40) + b"xl/ word/ ppt/", "a.zip", Kind.ARCHIVE, []),
         (bytes(ENCRYPTED_ZIP), "a.zip", Kind.ARCHIVE, [Danger.ENCRYPTED]),
         (zipped("META-INF/MANIFEST.MF"), "a.zip", Kind.PROGRAM, [Danger.RUNS, Danger.DISGUISED]),
         (b"Rar!\x1a\x07\x01\0crc4\x0d\x04\0", "a.rar", Kind.ARCHIVE, [Danger.ENCRYPTED]),
