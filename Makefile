@@ -74,7 +74,8 @@ test-system: install
 	$(BIN)/pytest -m "system and alone" tests/faults
 
 test-faults: install
-	$(BIN)/pytest -m faults
+	$(BIN)/pytest -n 2 --dist worksteal -m "faults and not alone"
+	$(BIN)/pytest -m "faults and alone"
 
 mutants: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt mutmut==3.8.1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -24,16 +23,7 @@ Report = Callable[..., None]
 Serve = Callable[..., Portal]
 
 
-@dataclass
-class _Row:
-    what: str
-    store: str
-    done: str = ""
-    outcome: str = "did not end"
-    seconds: float = 0.0
-
-
-_ROWS = pytest.StashKey[dict[str, _Row]]()
+_ROW = "row of the table"  # a property of a test's result, so that it also comes from pytest-xdist's processes
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -54,36 +44,31 @@ def report(request: pytest.FixtureRequest) -> Report:
     Only the long forms add rows. Call it before assertions that may fail: the row is printed in both cases.
     """
     node = request.node
-    rows = node.config.stash.setdefault(_ROWS, {})
     words = node.callspec.params.values() if hasattr(node, "callspec") else ()
     of_this_test = next((word for word in words if word in ("files", "postgres")), "")
 
     def add_row(what: str, done: str, store: str = of_this_test) -> None:
         if node.get_closest_marker("faults"):
-            rows[node.nodeid] = _Row(what, store, done)
+            node.user_properties.append((_ROW, (what, store, done)))
 
     return add_row
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    outcome = yield
-    result = outcome.get_result()  # type: ignore[attr-defined]
-    rows = item.config.stash.get(_ROWS, {})
-    if call.when == "call" and (result.failed or item.nodeid in rows):
-        row = rows.setdefault(item.nodeid, _Row(item.name, ""))
-        row.outcome, row.seconds = result.outcome, result.duration
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = [row for row in config.stash.get(_ROWS, {}).values() if row.done]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    results = [
+        result
+        for outcome in ("passed", "failed")
+        for result in terminalreporter.stats.get(outcome, [])
+        if result.when == "call"
+    ]
+    rows = [(*row, result) for result in results for name, row in result.user_properties if name == _ROW]
     if not rows:
         return
     terminalreporter.section("faults")
     terminalreporter.write_line("| test | store | what was done | result | seconds |")
     terminalreporter.write_line("| --- | --- | --- | --- | --- |")
-    for row in sorted(rows, key=lambda row: (int(row.what.split()[0]), row.what, row.store)):
-        terminalreporter.write_line(f"| {row.what} | {row.store} | {row.done} | {row.outcome} | {row.seconds:.0f} |")
+    for what, store, done, result in sorted(rows, key=lambda row: (int(row[0].split()[0]), *row[:3])):
+        terminalreporter.write_line(f"| {what} | {store} | {done} | {result.outcome} | {result.duration:.0f} |")
 
 
 @pytest.fixture

@@ -26,8 +26,10 @@ from tests.faults.serving import META, OwnPostgres, Portal, Senders, all_deliver
 BACK_SECONDS = 10  # to serve again after PostgreSQL accepts connections
 
 
-def full(*values: object, seconds: int) -> object:
-    return pytest.param(*values, marks=[pytest.mark.faults, pytest.mark.timeout(seconds)])
+def full(*values: object, seconds: int, alone: bool = False) -> object:
+    """Return the values of a long form, which may take this time. ``alone``: it runs beside no other test."""
+    marks = [pytest.mark.faults, pytest.mark.timeout(seconds), *([pytest.mark.alone] if alone else [])]
+    return pytest.param(*values, marks=marks)
 
 
 def in_words(answers: Counter[str]) -> str:

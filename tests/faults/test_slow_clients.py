@@ -23,7 +23,7 @@ from tests.faults.serving import META, percentile_99, repeating
 from tests.system.services import Portal, folder, wait_for
 from tests.system.test_socket import silent
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.alone, pytest.mark.timeout(600)]
 
 _CLIENTS = 500
 _SECONDS = 30  # several times Nginx's limits of 5 s for a header and 10 s for a body

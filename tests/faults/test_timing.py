@@ -16,7 +16,7 @@ from tests.conftest import MakeParts
 from tests.faults.conftest import Report
 from tests.web_client import Site
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.faults, pytest.mark.alone, pytest.mark.timeout(7200)]
 
 _SAMPLES = 5_000
 # All of the same length, which takes time as well.

@@ -133,7 +133,7 @@ def assert_all_there(found: Contents, expected: dict[UUID, bytes]) -> None:
     assert not wrong, f"{len(wrong)} of {len(expected)} messages are lost or have changed, such as {wrong[0]}"
 
 
-@pytest.mark.parametrize("messages", [1000, full(MESSAGES, seconds=6 * 3600)])
+@pytest.mark.parametrize("messages", [1000, full(MESSAGES, seconds=6 * 3600, alone=True)])
 def test_a_full_site_is_upgraded_backed_up_and_restored_while_mail_comes(
     home: Path, store_url: str, messages: int, closing: ExitStack, report: Report
 ) -> None:
