@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from portal.cli.finding import Finding
 from portal.model.domains import shown_address
-from portal.passwords import password_servers
+from portal.passwords import directory
 from portal.passwords.imap import ImapServer
 from portal.settings import Settings
 
@@ -17,10 +17,7 @@ def ldap(settings: Settings) -> Iterator[Finding]:
     """Check that the directory accepts the portal's account, and has one entry for each administrator."""
     if not settings.ldap.uri:
         return
-    password_servers(settings)  # says how to install the library
-    from portal.passwords.ldap import LdapServer
-
-    server = LdapServer(settings.ldap)
+    server = directory(settings)
     server.entries(_NOBODY)
     yield Finding(True, "ldap", f"{settings.ldap.uri}: its certificate is valid, and it can be searched")
     for person in settings.staff.administrators:

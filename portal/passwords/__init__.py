@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from portal.model.errors import SettingsError
 from portal.passwords.deadline import Deadline
 from portal.settings import Settings
+
+if TYPE_CHECKING:
+    from portal.passwords.ldap import LdapServer
 
 MAX_PASSWORD_OCTETS = 1024
 
@@ -42,18 +45,23 @@ def password_servers(settings: Settings) -> Sequence[PasswordServer]:
     """Return the servers of the settings, in the order in which they are asked. Raises SettingsError."""
     servers: list[PasswordServer] = []
     if settings.ldap.uri:
-        try:
-            from portal.passwords.ldap import LdapServer  # its library is an extra
-        except ImportError as error:
-            raise SettingsError(
-                "ldap.uri is set, but ldap3 is not installed: pip install 'rspamd-quarantine-portal[ldap]'"
-            ) from error
-        servers.append(LdapServer(settings.ldap))
+        servers.append(directory(settings))
     if settings.imap.host:
         from portal.passwords.imap import ImapServer
 
         servers.append(ImapServer(settings.imap))
     return servers
+
+
+def directory(settings: Settings) -> LdapServer:
+    """Return the LDAP directory, if `ldap.uri` is set. Raises SettingsError if its library is not installed."""
+    try:
+        from portal.passwords.ldap import LdapServer  # its library is an extra
+    except ImportError as error:
+        raise SettingsError(
+            "ldap.uri is set, but ldap3 is not installed: pip install 'rspamd-quarantine-portal[ldap]'"
+        ) from error
+    return LdapServer(settings.ldap)
 
 
 def is_passable(password: str) -> bool:

@@ -1,21 +1,24 @@
 """Checks of passwords by an LDAP directory or Active Directory. The only user of ldap3.
 
 The portal's own account searches for the one entry that has the address. Then the password is used to bind as that
-entry. TLS is always used, and the certificate is always verified; referrals are not followed.
+entry. TLS is always used, and the certificate is always verified; referrals are not followed. `LdapServer.all_entries`
+reads the whole directory, for the command that writes the alias file.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import ssl
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
-from portal.model.errors import PasswordServerUnavailable, PasswordUnanswered
+from portal.model.errors import PasswordServerUnavailable, PasswordUnanswered, SettingsError
 from portal.model.message import identity, is_address
 from portal.model.text import shown
 from portal.passwords import Proven
@@ -35,6 +38,11 @@ _SUCCESS, _SIZE_LIMIT_EXCEEDED = 0, 4
 # invalidCredentials, unwillingToPerform (an inactive account). Active Directory answers 49 for all of these.
 _WRONG = frozenset({19, 32, 48, 49, 53})
 _ERROR_CHARACTERS = 200
+_ALL_SECONDS = 300.0
+_PAGE_ENTRIES = 500  # Active Directory returns at most 1,000 at once
+_PAGED_RESULTS = "1.2.840.113556.1.4.319"  # RFC 2696
+# Comparisons of a filter in which `*` is an ordinary character (RFC 4515, section 3).
+_WITHOUT_WILDCARD = re.compile(r"\([^()=]*[:~<>]=[^()]*\{address\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +50,13 @@ class Entry:
     """An entry of the directory that has an address."""
 
     dn: str
-    addresses: tuple[str, ...]  # identities, the primary one first if the directory says which it is
-    has_primary: bool
+    addresses: tuple[str, ...]  # identities
+    primary: str | None  # one of them, None if the directory does not say which
     groups: frozenset[str]
 
     def address_of(self, typed: str) -> str | None:
-        """Return the address that this entry proves: the typed one if it has it, else its primary or only one."""
-        if typed in self.addresses:
-            return typed
-        return self.addresses[0] if self.has_primary or len(self.addresses) == 1 else None
+        """Return the address that this entry proves: the typed one if it has it, else its primary one."""
+        return typed if typed in self.addresses else self.primary
 
 
 class LdapServer:
@@ -70,7 +76,7 @@ class LdapServer:
             entry = found[0] if len(found) == 1 else None
             # Without an entry the time of the answer must be the same, so that it does not disclose who has one.
             dn = entry.dn if entry else f"cn={secrets.token_hex(8)},{self._settings.base}"
-            asked = self._with_groups(connection, entry or Entry(dn, (), has_primary=False, groups=frozenset()))
+            asked = self._with_groups(connection, entry or Entry(dn, (), primary=None, groups=frozenset()))
             if not self._bind(connection, dn, password, deadline) or entry is None:
                 return None
         proven = entry.address_of(address)
@@ -81,6 +87,33 @@ class LdapServer:
         with Deadline() as deadline, self._connected(deadline) as connection:
             found = self._search(connection, address)
             return [self._with_groups(connection, entry) for entry in found]
+
+    def all_entries(self) -> Sequence[Entry]:
+        """Return all entries that `ldap.filter` finds by some address, without their groups.
+
+        Raises SettingsError, and `PasswordServerUnavailable` unless the directory returned all of them.
+        """
+        settings = self._settings
+        everybody = _filter_of_all(settings.filter)
+        found: list[Entry] = []
+        cookie: bytes | None = None
+        with Deadline(_ALL_SECONDS) as deadline, self._connected(deadline) as connection:
+            while True:
+                connection.search(
+                    settings.base,
+                    everybody,
+                    dereference_aliases=ldap3.DEREF_NEVER,
+                    attributes=[*settings.address_attributes],
+                    time_limit=settings.timeout_seconds,
+                    paged_size=_PAGE_ENTRIES,
+                    paged_criticality=True,
+                    paged_cookie=cookie,
+                )
+                found += self._found(connection, {_SUCCESS})
+                answer = connection.result.get("controls", {}).get(_PAGED_RESULTS)
+                cookie = answer["value"]["cookie"] if answer else None
+                if not cookie:
+                    return found
 
     @contextmanager
     def _connected(self, deadline: Deadline) -> Iterator[Any]:
@@ -145,7 +178,11 @@ class LdapServer:
             size_limit=2,
             time_limit=settings.timeout_seconds,
         )
-        if connection.result["result"] not in (_SUCCESS, _SIZE_LIMIT_EXCEEDED):
+        return self._found(connection, {_SUCCESS, _SIZE_LIMIT_EXCEEDED})
+
+    def _found(self, connection: Any, results: Container[int]) -> Sequence[Entry]:
+        """Return the entries that a search found. Raises `PasswordServerUnavailable` for other results than these."""
+        if connection.result["result"] not in results:
             raise PasswordServerUnavailable(f"{self._host} cannot search ldap.base: {_answer(connection)}")
         return [self._entry(item) for item in connection.response or () if item["type"] == "searchResEntry"]
 
@@ -171,14 +208,15 @@ class LdapServer:
             name.casefold(): [value.decode("utf-8", "replace") for value in found]
             for name, found in item["raw_attributes"].items()
         }
-        ours = [value for name in self._settings.address_attributes for value in values.get(name.casefold(), [])]
-        # Active Directory's proxyAddresses: "SMTP:" before the primary address, "smtp:" before the others, and other
-        # protocols, which are left out.
-        primary = [value for value in ours if value.startswith("SMTP:")]
-        addresses = (value[5:] if value[:5].casefold() == "smtp:" else value for value in (*primary, *ours))
-        known = dict.fromkeys(identity(value) for value in addresses if ":" not in value and is_address(value))
+        by_attribute = [values.get(name.casefold(), []) for name in self._settings.address_attributes]
+        ours = [*chain.from_iterable(by_attribute)]
+        addresses = _identities(ours)
+        marked = [value for value in ours if value.startswith("SMTP:")]
+        # The values of an attribute have no order (RFC 4512, section 2.3), so the first of several is not the primary.
+        candidates = _identities(marked or next(iter(by_attribute), [])) or addresses
+        primary = candidates[0] if len(candidates) == 1 else None
         groups = frozenset(values.get(self._settings.group_attribute.casefold(), []))
-        return Entry(item["dn"], tuple(known), len(primary) == 1, groups)
+        return Entry(item["dn"], addresses, primary, groups)
 
 
 class _Server(ldap3.Server):  # type: ignore[misc]
@@ -214,6 +252,26 @@ class _VerifiedTls(ldap3.Tls):  # type: ignore[misc]
             self._deadline.watch(connection.socket)
         context = ssl.create_default_context(cafile=self._ca_file)
         connection.socket = context.wrap_socket(connection.socket, server_hostname=connection.server.host)
+
+
+def _identities(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the addresses among the values of an entry, as identities.
+
+    Active Directory's proxyAddresses: "SMTP:" before the primary address, "smtp:" before the others, and other
+    protocols, which are left out.
+    """
+    addresses = (value[5:] if value[:5].casefold() == "smtp:" else value for value in values)
+    return tuple(dict.fromkeys(identity(value) for value in addresses if ":" not in value and is_address(value)))
+
+
+def _filter_of_all(text: str) -> str:
+    """Return the filter of all entries that `ldap.filter` finds by some address. Raises SettingsError."""
+    if _WITHOUT_WILDCARD.search(text):
+        raise SettingsError(
+            "ldap.filter compares {address} by `:=`, `~=`, `<=` or `>=`, which have no wildcard, so it cannot find all "
+            "entries. Use `=`"
+        )
+    return re.sub(r"\*+", "*", text.replace("{address}", "*"))
 
 
 def _answer(connection: Any) -> str:

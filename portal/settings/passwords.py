@@ -36,7 +36,8 @@ class LdapSettings(Section):
     address_attributes: Words = Field(
         ("mail", "proxyAddresses"),
         description="The attributes with a person's addresses, which only administrators may change. In "
-        "`proxyAddresses`, `SMTP:` marks the primary address.",
+        "`proxyAddresses`, `SMTP:` marks the primary address. Without a mark, it is the only value of the first "
+        "attribute.",
     )
     group_attribute: str = Field("memberOf", description="The attribute with a person's groups.")
     group_filter: str = Field(

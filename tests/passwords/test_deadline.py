@@ -31,7 +31,7 @@ def of_imap(port: int, tls: str) -> PasswordServer:
     )
 
 
-def of_ldap(port: int, scheme: str) -> PasswordServer:
+def of_ldap(port: int, scheme: str) -> LdapServer:
     return LdapServer(LdapSettings(uri=f"{scheme}://127.0.0.1:{port}", base="dc=example", timeout_seconds=1))
 
 
@@ -105,6 +105,12 @@ def test_many_addresses_that_do_not_answer_have_one_deadline(kind: str, monkeypa
     monkeypatch.setattr(socket, "getaddrinfo", ten_times)
     with silent() as port:
         error_of(SERVERS[kind][0](port))
+
+
+def test_reading_all_entries_has_a_deadline_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.passwords.ldap._ALL_SECONDS", SECONDS)
+    with dripping(_LDAP_ANSWER) as port, pytest.raises(PasswordServerUnavailable, match=r"not answer within 0\.6 s"):
+        of_ldap(port, "ldap").all_entries()
 
 
 def test_a_password_without_an_answer_in_time_may_be_wrong() -> None:
