@@ -22,6 +22,7 @@ _MODULES = {  # of portal/cli, with their commands
     "digests": ("digests",),
     "domains": ("domains",),
     "jobs": ("jobs",),
+    "ldap_aliases": ("ldap-aliases",),
     "listing": ("list",),
     "messages": ("confirm-spam", "delete", "meta", "print", "reannounce", "refuse", "release", "restore", "unlearn"),
     "moving": ("copy", "import-original", "reindex"),

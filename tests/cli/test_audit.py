@@ -164,6 +164,7 @@ READ_ONLY = {
     "quarantine domains show",
     "quarantine jobs list",
     "quarantine jobs show",
+    "quarantine ldap-aliases",
     "quarantine list",
     "quarantine meta",
     "quarantine recipient",

@@ -35,6 +35,7 @@ RUNNERS = [
     ("install.md", "6", "quarantine(-digest)? (list|once)", PACKAGE),
     ("install.md|upgrade.md", "From the wheel|0\\.1\\.1", "", _WHEEL),
     ("sign-in.md", "", "/opt/rspamd-quarantine/bin/pip", _WHEEL),
+    ("sign-in.md", "Aliases from the directory", "", f"{_INSTEAD} tests/system/test_ldap_aliases.py"),
     ("operate.md", "Upgrade", "/opt/rspamd-quarantine/bin/pip", _WHEEL),
     ("policy.md", "The block map", "install", f"{_INSTEAD} tests/system/test_block_map.py"),
     ("", "", "quarantine check --send", f"{_INSTEAD} tests/cli/test_check_send.py"),

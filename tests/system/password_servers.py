@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ database mdb
 suffix {base}
 directory {home}/db
 index objectClass,mail eq
+limits dn.exact="{portal}" size.prtotal=unlimited
 overlay memberof
 access to attrs=userPassword by anonymous auth by * none
 access to * by dn="{portal}" read by anonymous auth by users read
@@ -98,14 +99,14 @@ class PasswordServers:
 
 
 @contextmanager
-def slapd_and_dovecot(home: Path) -> Iterator[PasswordServers]:
-    """Run both until the block ends."""
+def slapd_and_dovecot(home: Path, more_entries: Sequence[str] = ()) -> Iterator[PasswordServers]:
+    """Run both until the block ends. ``more_entries``: of the directory, as `person` returns them."""
     servers = PasswordServers(home / "ca.pem", *(free_port() for _ in range(4)))
     _make_certificates(home)
     conf = home / "slapd.conf"
     conf.write_text(_SLAPD_CONF.format(home=home, base=BASE, portal=PORTAL_DN))
     (home / "db").mkdir()
-    subprocess.run(["slapadd", "-f", conf], input=_ldif().encode(), check=True, capture_output=True)
+    subprocess.run(["slapadd", "-f", conf], input=_ldif(more_entries).encode(), check=True, capture_output=True)
     users = {addresses.split()[0]: password for addresses, password in _PEOPLE.values()} | _ONLY_IN_DOVECOT
     (home / "users").write_text("".join(f"{user}:{password}\n" for user, password in users.items()))
     dovecot = home / "dovecot.conf"
@@ -121,25 +122,28 @@ def slapd_and_dovecot(home: Path) -> Iterator[PasswordServers]:
         yield servers
 
 
-def _ldif() -> str:
-    """Return all entries of the directory. Values are UTF-8, which slapadd reads only in base64."""
+def person(uid: str, password: str, *attributes: str) -> str:
+    """Return the entry of a person. ``attributes``: more lines. Values are UTF-8, read by slapadd only in base64."""
+    names = f"dn: uid={uid},{BASE}\nobjectClass: inetOrgPerson\nuid: {uid}\ncn: {uid}\nsn: {uid}"
+    return "\n".join([names, *attributes, f"userPassword:: {b64encode(password.encode()).decode()}"])
+
+
+def _ldif(more_entries: Sequence[str]) -> str:
+    """Return all entries of the directory."""
     entries = [
         f"dn: {BASE}\nobjectClass: dcObject\nobjectClass: organization\no: Example\ndc: example",
         f"dn: {PORTAL_DN}\nobjectClass: organizationalRole\nobjectClass: simpleSecurityObject\ncn: portal\n"
         f"userPassword: {PORTAL_PASSWORD}",
     ]
     for uid, (addresses, password) in _PEOPLE.items():
-        mails = "".join(f"mail: {address}\n" for address in addresses.split())
-        mails += "".join(f"description: {text}\n" for text in _PROXY_ADDRESSES) if uid == "bob" else ""
-        mails += f"memberOf: {ADMINISTRATORS}\n" if uid == "alice" else ""  # slapadd does not run the overlay
-        entries.append(
-            f"dn: uid={uid},{BASE}\nobjectClass: inetOrgPerson\nuid: {uid}\ncn: {uid}\nsn: {uid}\n{mails}"
-            f"userPassword:: {b64encode(password.encode()).decode()}"
-        )
+        attributes = [f"mail: {address}" for address in addresses.split()]
+        attributes += [f"description: {text}" for text in _PROXY_ADDRESSES] if uid == "bob" else []
+        attributes += [f"memberOf: {ADMINISTRATORS}"] if uid == "alice" else []  # slapadd does not run the overlay
+        entries.append(person(uid, password, *attributes))
     entries.append(
         f"dn: {ADMINISTRATORS}\nobjectClass: groupOfNames\ncn: quarantine-administrators\nmember: uid=alice,{BASE}"
     )
-    return "\n\n".join(entries) + "\n"
+    return "\n\n".join([*entries, *more_entries]) + "\n"
 
 
 def _make_certificates(home: Path) -> None:
