@@ -397,8 +397,12 @@ class Pages:
 
     def record(self, request: Request, act: Act, recipient: str, detail: str = "", *, via: str = "portal") -> None:
         """Record in the audit what a recipient did, if it is not an event of a delivery."""
+        self.parts.store.audit.record(self.audit_entry(request, act, recipient, detail, via=via))
+
+    def audit_entry(self, request: Request, act: Act, recipient: str, detail: str = "", *, via: str) -> AuditEntry:
+        """Return what `record` records."""
         actor = Actor(ActorKind.RECIPIENT, recipient, via, request.peer)
-        self.parts.store.audit.record(AuditEntry.new(self.now(), act, actor, recipient, detail))
+        return AuditEntry.new(self.now(), act, actor, recipient, detail)
 
 
 def json_response(status: int, value: Mapping[str, Any]) -> HTTPResponse:

@@ -18,11 +18,11 @@ from bottle import HTTPResponse
 
 from portal.mail import languages
 from portal.mail.languages import own_name
-from portal.model.audit import Act
+from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
 from portal.model.links import Action
 from portal.model.message import new_id
-from portal.model.schedule import MAX_TIMES, NO_PREFERENCES, Plan, Preferences, Schedule, zone_names
+from portal.model.schedule import MAX_TIMES, NO_PREFERENCES, Plan, Preferences, Schedule, plan_for, zone_names
 from portal.model.text import N_, TAGS, shown
 from portal.stores.records import DigestRequest, Person, QueuedMail
 from portal.web.auth.session import Session, Sessions
@@ -83,7 +83,7 @@ _RESULT_TEXTS = {
         ),
     ),
 }
-_ACTS = {"save": Act.PREFERENCES_SET, "stop": Act.DIGESTS_STOPPED, "resume": Act.DIGESTS_RESUMED}
+_ACTS = {"stop": Act.DIGESTS_STOPPED, "resume": Act.DIGESTS_RESUMED}
 _REQUEST_RESULTS = {DigestRequest.DUE: "digest", DigestRequest.TOO_SOON: "too-soon", DigestRequest.NOTHING: "nothing"}
 
 
@@ -187,7 +187,7 @@ class PreferencePages:
             fields, preferences = _parse_form(request.form)
             if fields.wrong:
                 return self.page(request, recipient, session=session, fields=fields, status=400)
-            self._save(recipient, preferences)
+            self._save(request, recipient, preferences, via=via)
             done = "saved"
         elif change == "stop":
             self._store.recipients.set_digests_stopped(recipient, now)
@@ -262,23 +262,29 @@ class PreferencePages:
         changed = self._store.recipients.set_digests_stopped(recipient, now, mail=mail)
         log.info("preferences recipient=%s change=one-click stopped=%s", recipient, changed)
 
-    def _save(self, recipient: str, preferences: Preferences) -> None:
-        """Store preferences. `never` is stored as an opt-out, so that resuming restores the previous schedule.
+    def _save(self, request: Request, recipient: str, chosen: Preferences, *, via: str) -> None:
+        """Store the preferences of the form. `never` is stored as an opt-out, so that resuming restores the previous
+        schedule.
 
-        Notices remain the default's choice until the box is checked or cleared.
+        Notices remain the default's choice until the box is checked or cleared. What is not in the form stays as it is,
+        also if another page or process changes it at the same moment.
         """
-        before = self._store.recipients.get(recipient).preferences
-        if preferences.notices == self._pages.parts.domains.plan(recipient, before).notices:
-            preferences = replace(preferences, notices=before.notices)
-        preferences = replace(preferences, monthly_report=before.monthly_report)  # which is not in the form
-        if preferences.schedule == Schedule.NEVER:
-            at = preferences.at or before.at
-            kept = replace(preferences, schedule=before.schedule, at=at)
-            self._store.recipients.set_preferences(recipient, kept)
-            self._store.recipients.set_digests_stopped(recipient, self._pages.now())
-        else:
-            self._store.recipients.set_preferences(recipient, preferences)
-            self._store.recipients.set_digests_stopped(recipient, None)
+        now, usual = self._pages.now(), self._pages.parts.domains.of(recipient)
+
+        def after(person: Person) -> Person:
+            before = person.preferences
+            kept = replace(chosen, monthly_report=before.monthly_report)
+            if chosen.notices == plan_for(usual, recipient, before).notices:
+                kept = replace(kept, notices=before.notices)
+            if chosen.schedule != Schedule.NEVER:
+                return replace(person, preferences=kept, stopped_at=None)
+            kept = replace(kept, schedule=before.schedule, at=chosen.at or before.at)
+            return replace(person, preferences=kept, stopped_at=person.stopped_at or now)
+
+        def entry(person: Person) -> AuditEntry:
+            return self._pages.audit_entry(request, Act.PREFERENCES_SET, recipient, via=via)
+
+        self._store.recipients.change([recipient], after, entry)
 
 
 def _fields_of(person: Person, plan: Plan) -> Fields:

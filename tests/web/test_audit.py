@@ -48,7 +48,7 @@ def test_preferences_and_signing_out_are_recorded(site: Site) -> None:
     form = {"form_token": browser.form_token()}
     for change in ("stop", "resume", "revoke", "save"):
         site.pass_time(seconds=1)
-        assert browser.post("/preferences", {**form, "change": change}).status == 303
+        assert browser.post("/preferences", {**form, "change": change, "language": "de"}).status == 303
     site.pass_time(seconds=1)
     browser.post("/sign-out", form)
     assert entries(site) == [

@@ -10,6 +10,7 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from html import unescape
 from pathlib import Path
+from typing import Any
 from zoneinfo import available_timezones
 
 import pytest
@@ -19,6 +20,7 @@ from portal.assemble import Parts
 from portal.model.audit import AuditFilter
 from portal.model.links import Action
 from portal.model.schedule import NO_PREFERENCES, Preferences, Schedule
+from portal.stores.contracts import Recipients
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting
 from tests.smtp_server import SmtpServer
@@ -250,6 +252,34 @@ def test_fields_that_were_filled_in_count_whatever_preset_is_checked(site: Site,
     assert chosen(site) == Preferences("weekdays", (time(8, 15),))
     page.post("save", preset="morning", **fields)
     assert chosen(site) == Preferences("daily", (time(7),))
+
+
+@pytest.mark.parametrize(
+    ("preset", "kept"),
+    [
+        ("default", Preferences(language="fr", monthly_report=True)),
+        ("never", Preferences("monday", (time(9),), language="fr", monthly_report=True)),
+    ],
+)
+def test_a_change_at_the_same_moment_is_kept_unless_the_form_has_it(
+    site: Site, page: Page, monkeypatch: pytest.MonkeyPatch, preset: str, kept: Preferences
+) -> None:
+    store = site.store.recipients
+    other = Preferences("monday", (time(9),), "Asia/Tokyo", monthly_report=True)
+
+    def overtaken(read: Callable[..., Any]) -> Callable[..., Any]:
+        def read_then_changed(self: Recipients, wanted: Any) -> Any:
+            found = read(self, wanted)
+            store.set_preferences(ALICE, other)
+            return found
+
+        return read_then_changed
+
+    with monkeypatch.context() as patched:
+        for name in ("get", "known"):
+            patched.setattr(type(store), name, overtaken(getattr(type(store), name)))
+        assert page.post("save", preset=preset, language="fr").status == 303
+    assert chosen(site) == kept
 
 
 def test_stopping_says_where_messages_are_seen_then(site: Site, page: Page) -> None:
