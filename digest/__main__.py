@@ -271,6 +271,11 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
     with _exit_on_problem():
         parts = assemble(load())
         try:
+            if recipient and not parts.people.is_notified(recipient):
+                raise click.UsageError(
+                    f"{shown_address(recipient)} gets no digests: local_domains has neither it nor its domain. "
+                    "Check its spelling."
+                )
             moment = now or utc_now()
             if not resend:
                 news.find_news(parts, moment)

@@ -31,6 +31,7 @@ from digest.stopping import Pace, Stopped
 from portal.assemble import Parts
 from portal.digests.compose import digest_mail
 from portal.mail.relay import Relay
+from portal.model.audit import AuditFilter
 from portal.model.errors import StoreUnavailable
 from portal.model.links import MARK_HEADER, Action
 from portal.model.message import Filter, Reader, State, Symbol, Tier, identity
@@ -1044,6 +1045,17 @@ def test_once_for_one_recipient_leaves_the_others(mailing: Parts, server: SmtpSe
     assert result_of(program("once", "--recipient", "BOB@example.org"))[0] == 0
     assert notified(server) == [BOB]
     assert len(mailing.store.digests.unannounced(Reader(ALICE), 10)) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--resend",)])
+def test_once_for_somebody_who_is_not_local_is_a_wrong_call(
+    mailing: Parts, server: SmtpServer, program: Program, more: tuple[str, ...]
+) -> None:
+    hold(mailing.store, recipients=["someone@example.com"])
+    status, out, err = result_of(program("once", "--recipient", "Someone@example.com", *more))
+    assert (status, out) == (2, "")
+    assert "Someone@example.com gets no digests: local_domains has neither" in err and "Check its spelling." in err
+    assert mailing.store.audit.list(AuditFilter(), 9) == [] and not server.mails
 
 
 def test_a_dry_run_shows_who_would_be_notified_and_does_nothing(
