@@ -69,6 +69,10 @@ def stats(
     """
     now = datetime.now(UTC)
     first, last = (since or now - timedelta(days=_DAYS)).date(), (until or now).date()
+    if first > last and until is None:
+        raise WrongCall("--since is in the future. Give a day up to today (UTC).")
+    if first > last and since is None:
+        raise WrongCall(f"--until is before the {_DAYS} days that are the default of --since. Give --since as well.")
     if first > last:
         raise WrongCall("--since is after --until, so no day can match. Exchange them.")
     if as_json and as_csv:

@@ -116,6 +116,13 @@ def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("list", "--score-min", "9", "--score-max", "8"), "Exchange them"),
         (("list", "--size-min", "2k", "--size-max", "1k"), "Exchange them"),
         (("audit", "--since", "2026-02-01", "--until", "2026-01-01"), "Exchange them"),
+        (("stats", "--since", "2026-02-01", "--until", "2026-01-01"), "Exchange them"),
+        (("stats", "--since", "2999-01-01"), "--since is in the future. Give a day up to today"),
+        (("stats", "--until", "40d"), "Give --since as well"),
+        *(
+            ((act, "--matching", "--reason", "x", "--since", "1h", "--until", "2h"), "Exchange them")
+            for act in ("release", "delete", "refuse", "restore", "reannounce")
+        ),
         (("audit", "--recipient", "a@example.org", "--domain", "example.org"), "either --recipient or --domain"),
         (("--as", "", "list"), "It is empty"),
         (("import-original",), "Use either --dir DIR or --dsn DSN"),
