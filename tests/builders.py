@@ -30,6 +30,30 @@ SENDER = "promo@example.net"
 BY_LINK = Actor(ActorKind.RECIPIENT, via="link", address="192.0.2.7")
 BY_OPERATOR = Actor(ActorKind.OPERATOR, "root", via="cli")
 
+WRONG_VALUES = {  # that no domain can have in the store, by key
+    "name": ("x" * 61, 'A "B"'),
+    "colour": ("red", "#ffee00", "#767676"),
+    "colour_dark": ("blue", "#1f5fa8", "#858585"),
+    "logo": ("/etc/passwd",),
+    "from_address": ("nobody", "x@elsewhere.example"),
+    "admin_address": ("nobody",),
+    "public_url": ("nonsense", "https://a..example/quarantine", "https://q.example.org/other"),
+    "at": ("25:00", "07:00:30", "seven", ",", "01:00, 02:00, 03:00, 04:00, 05:00, 06:00, 07:00"),
+    "timezone": ("Mars/<b>Base", "Europe"),
+    "schedule": ("hourly",),
+    "language": ("tlh",),
+    "notices": ("perhaps",),
+    "release_spam": ("nobody",),
+    "release_suspicious": ("nobody", "self"),
+    "release_dangerous": ("nobody", "self"),
+    "retention_spam_days": ("0", "31", "3651", "1.5", "a month"),
+    "retention_suspicious_days": ("x", "-1"),
+    "retention_dangerous_days": ("9" * 5000,),
+    "recipient_rules": ("2",),
+    "formatted_view": ("maybe",),
+    "recipient_downloads": ("x",),
+}
+
 _numbers = itertools.count(1)
 
 

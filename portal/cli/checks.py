@@ -278,7 +278,7 @@ def domain_values(settings: Settings, store: Store) -> Iterator[Finding]:
         yield Finding(
             None,
             f"domain {host}",
-            f"the value of {key} in the store is not in effect: {reason}. To remove it, run: "
+            f"the value of {key} in the store is not in effect: {reason} To remove it, run: "
             f"quarantine domains unset {host} {key}",
         )
 

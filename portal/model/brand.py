@@ -8,6 +8,9 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
+from portal.model.phrase import BadValue
+from portal.model.text import N_
+
 LOGO_OCTETS = 20_480  # in a mail as base64 a third more, of the 90,000 octets of a digest
 _COLOUR = re.compile(r"#[0-9a-f]{6}", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:image/(png|webp);base64,([A-Za-z0-9+/=]+)")
@@ -16,6 +19,21 @@ _CONTRAST = 4.5  # WCAG 2.2, 1.4.3 (AA), for text of any size
 _LIGHT = ("#ffffff", "#f4f5f7")
 _DARK = ("#0b1a2c", "#1e2329")
 ON_DARK = _DARK[0]
+_ON_LIGHT_GROUND = N_(
+    "Enter a darker colour. Its contrast to the ground of pages in light mode, %(other)s, is %(found)s, below "
+    "%(needed)s (WCAG AA)."
+)
+_BAD_CONTRAST = {  # by the other colour
+    **dict.fromkeys(_LIGHT, _ON_LIGHT_GROUND),
+    ON_DARK: N_(
+        "Enter a lighter colour. Its contrast to the text on buttons in dark mode, %(other)s, is %(found)s, below "
+        "%(needed)s (WCAG AA)."
+    ),
+    _DARK[1]: N_(
+        "Enter a lighter colour. Its contrast to the ground of pages in dark mode, %(other)s, is %(found)s, below "
+        "%(needed)s (WCAG AA)."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -59,18 +77,23 @@ NO_BRAND = Brand()
 
 
 def logo_url(octets: bytes) -> str:
-    """Return a logo as a data URL. Raises ValueError unless it is a PNG or WebP picture of at most `LOGO_OCTETS`.
+    """Return a logo as a data URL. Raises BadValue unless it is a PNG or WebP picture of at most `LOGO_OCTETS`.
 
-    Only the first octets are looked at, never the file's name. SVG may contain scripts and is not accepted.
+    Only the first octets are looked at, never the file's name. SVG may contain scripts and is not accepted. The errors
+    are not translated: no page changes a logo.
     """
     if len(octets) > LOGO_OCTETS:
-        raise ValueError(f"the logo has {len(octets)} octets, more than {LOGO_OCTETS}")
+        raise BadValue(
+            "The logo has %(octets)s octets. Use a picture of at most %(limit)s.",
+            octets=str(len(octets)),
+            limit=str(LOGO_OCTETS),
+        )
     if octets.startswith(b"\x89PNG\r\n\x1a\n"):
         kind = "png"
     elif octets[:4] == b"RIFF" and octets[8:12] == b"WEBP":
         kind = "webp"
     else:
-        raise ValueError("the logo is neither PNG nor WebP")
+        raise BadValue("The logo is neither PNG nor WebP. Use a picture in one of these formats.")
     return f"data:image/{kind};base64,{base64.b64encode(octets).decode()}"
 
 
@@ -78,22 +101,18 @@ def checked_logo(url: str) -> str:
     """Return the data URL of a logo. Raises ValueError as `logo_url`."""
     match = _DATA_URL.fullmatch(url)
     if not match:
-        raise ValueError("expected the path of a PNG or WebP file")
+        raise BadValue("Use the path of a PNG or WebP file.")
     return logo_url(base64.b64decode(match[2]))
 
 
 def checked_colour(text: str, *, dark: bool = False) -> str:
-    """Return the colour of buttons and links in lower case. Raises ValueError if text could not be read beside it."""
+    """Return the colour of buttons and links in lower case. Raises BadValue if text could not be read beside it."""
     if not _COLOUR.fullmatch(text):
-        raise ValueError("expected a colour like #1f5fa8")
+        raise BadValue(N_("Enter a colour like #1f5fa8."))
     for other in _DARK if dark else _LIGHT:
         found = contrast(text, other)
         if found < _CONTRAST:
-            raise ValueError(
-                f"its contrast to {other}, the {'text on buttons' if other == ON_DARK else 'ground'} in "
-                f"{'dark' if dark else 'light'} mode, is {found:.1f}, below {_CONTRAST} (WCAG AA): use a "
-                f"{'lighter' if dark else 'darker'} colour"
-            )
+            raise BadValue(_BAD_CONTRAST[other], other=other, found=f"{found:.1f}", needed=str(_CONTRAST))
     return text.lower()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from portal.model.domains import lower_case
 from portal.model.errors import BadCriterion
 from portal.model.message import ACTIONS, Filter, State, Tier, domain, identity
-from portal.model.phrase import Phrase
+from portal.model.phrase import BadValue, Phrase
 from portal.model.record import record
 from portal.model.text import N_, shown
 
@@ -29,15 +29,6 @@ _DATE = re.compile(r"\d{4}-?\d\d-?\d\d", re.ASCII)
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,3})?) ?([kmg]?)b?", re.ASCII | re.IGNORECASE)
 _FACTORS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _SHOWN = 100
-
-
-class BadValue(ValueError):
-    """A text that is not a value of a criterion."""
-
-    def __init__(self, text: str, **values: str) -> None:
-        """``text``: what is wrong, to be translated."""
-        self.phrase = Phrase(text, values)
-        super().__init__(str(self.phrase))
 
 
 @record(frozen=True, slots=True)

@@ -92,7 +92,12 @@ class BadRule(QuarantineError):
 
 
 class BadDomainValue(QuarantineError):
-    """A value that a domain cannot have. The message says why."""
+    """A value that a domain cannot have, or a domain that cannot have any."""
+
+    def __init__(self, problem: Phrase, key: str = "") -> None:
+        """``problem``: what is wrong and what to do; ``key``: of the value, "" if it is about the domain."""
+        self.problem = problem
+        super().__init__(f"{key}: {problem}" if key else str(problem))
 
 
 class BadGrant(QuarantineError):

@@ -20,6 +20,15 @@ class Phrase:
         return self.text % {name: _in_english(value) for name, value in self.values.items()}
 
 
+class BadValue(ValueError):
+    """A text that is not a value of what it was entered for. ``phrase`` says what to enter instead."""
+
+    def __init__(self, text: str, **values: str) -> None:
+        """``text``, marked by `N_`, and its values, as in `Phrase`."""
+        self.phrase = Phrase(text, values)
+        super().__init__(str(self.phrase))
+
+
 def _in_english(value: str | timedelta) -> str:
     if isinstance(value, str):
         return value

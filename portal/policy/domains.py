@@ -24,12 +24,13 @@ from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
 from portal.model.errors import BadDomainValue, StoreUnavailable
 from portal.model.message import Actor, Delivery, Tier, domain, new_id
+from portal.model.phrase import Phrase
 from portal.model.record import record
 from portal.model.rights import Access, ReleaseRight, access
 from portal.model.schedule import Plan, Preferences, Schedule, plan_for
-from portal.model.text import shown
+from portal.model.text import N_, shown
 from portal.settings import DomainSettings, Settings
-from portal.settings.domains import EDITABLE, RETENTIONS, plain_values
+from portal.settings.domains import CHOICES, EDITABLE, RETENTIONS, plain_values, rejected
 from portal.stores import Store
 
 log = logging.getLogger("quarantine.domains")
@@ -206,35 +207,40 @@ class Domains:
             self._check_key(self._checked(host), key)
             self._with(self.of_file(host), key, value)
         elif (host, key) not in {(each.domain, each.name) for each in self._values.in_use() if each.value is not None}:
-            raise BadDomainValue(f"{shown(key, 40)} of {shown_address(host)} is not set in the store")
+            text = N_("This value is not set in the store. If the settings file has it, change it there.")
+            raise BadDomainValue(Phrase(text), shown(key, 40))
         self._values.set([DomainValue(new_id(), host, key, value, self._now(), actor)])
         log.info("domain value %s domain=%s key=%s by=%s", "removed" if value is None else "set", host, key, actor.who)
         self._state = self._read(self._values.version())
 
     def _checked(self, name: str) -> str:
         if domain(name) not in self._local:
-            raise BadDomainValue(f"{shown_address(name)} is not a domain of local_domains: check its spelling")
+            text = "%(domain)s is not a domain of local_domains. Check its spelling."  # pages answer 404
+            raise BadDomainValue(Phrase(text, {"domain": shown_address(name)}))
         return domain(name)
 
     def _check_key(self, host: str, key: str) -> None:
         if key not in EDITABLE:
-            raise BadDomainValue(f"{key!r} is not one of the keys that can be set: {', '.join(EDITABLE)}")
+            text = "%(key)s is not one of the keys that can be set. Use one of: %(keys)s."  # for commands only
+            raise BadDomainValue(Phrase(text, {"key": repr(shown(key, 40)), "keys": ", ".join(EDITABLE)}))
         if key in self.of_file(host).locked:
-            raise BadDomainValue(f"{key} is locked in the settings file")
+            raise BadDomainValue(Phrase(N_("This value is locked in the settings file. Change it there.")), key)
 
     def _with(self, own: DomainSettings, key: str, value: str) -> DomainSettings:
         """Return the values with one more. Raises BadDomainValue."""
         if key == "logo" and not value.startswith("data:"):  # a path would be that of another host
-            raise BadDomainValue("logo: the store keeps the picture, not a path")
+            raise BadDomainValue(Phrase("The store keeps the picture, not a path. Use a data URL."), key)
         try:
             checked = DomainSettings.model_validate({"domain": own.domain, key: value})
         except ValidationError as error:
-            text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ")
-            raise BadDomainValue(f"{key}: {text}") from error
-        if problem := self._settings.problem_of(checked):
-            raise BadDomainValue(problem)
+            is_retention = key in RETENTIONS.values()
+            problem = self._settings.store.bad_retention if is_retention else rejected(key, error)
+            raise BadDomainValue(problem, key) from error
+        if misfit := self._settings.problem_of(checked):
+            raise BadDomainValue(misfit[1], key)
         if key in _ONLY_STRICTER and getattr(checked, key) is ReleaseRight.SELF:
-            raise BadDomainValue(f"{key}: 'self' can only be set in the settings file")
+            text = N_("Only the settings file can have %(value)s. Enter one of: %(values)s.")
+            raise BadDomainValue(Phrase(text, {"value": value, "values": ", ".join(CHOICES[key])}), key)
         return own.model_copy(update={key: getattr(checked, key)})
 
     # ---- the state

@@ -6,16 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from portal.model.brand import checked_colour, checked_logo, logo_url
 from portal.model.domains import shown_address
 from portal.model.message import Tier, domain
+from portal.model.phrase import BadValue, Phrase
 from portal.model.rights import ReleaseRight
 from portal.model.schedule import Schedule
-from portal.model.text import N_, Tag
+from portal.model.text import N_, TAGS, Tag
 from portal.settings.oidc import OidcSettings
-from portal.settings.values import Hours, MailAddress, PlainName, PublicUrl, Section, Words, ZoneName, plain
+from portal.settings.values import BAD_TIME, Hours, MailAddress, PlainName, PublicUrl, Section, Words, ZoneName, plain
 
 _Table = TypeVar("_Table", bound=Section)
 
@@ -136,14 +137,17 @@ class DomainSettings(Section):
                 raise ValueError(f"{name!r} is not a key of a domain's table")
         return names
 
-    @model_validator(mode="after")
-    def _own_sender(self) -> DomainSettings:
-        host = domain(self.from_address or "")
-        if host and host != self.domain and not host.endswith(f".{self.domain}"):
-            raise ValueError(
-                f"from_address: {self.from_address} is not in {shown_address(self.domain)} or a subdomain of it"
+    @field_validator("from_address")
+    @classmethod
+    def _own_sender(cls, address: str | None, info: ValidationInfo) -> str | None:
+        own, host = info.data["domain"], domain(address or "")
+        if host and host != own and not host.endswith(f".{own}"):
+            raise BadValue(
+                N_("%(address)s is not in %(domain)s or a subdomain of it. Enter an address that is."),
+                address=shown_address(address or ""),
+                domain=shown_address(own),
             )
-        return self
+        return address
 
 
 def _only_in_the_file(value: Any) -> Any:
@@ -186,6 +190,35 @@ TABLES: dict[str, type[Section]] = {"digest.domains": FormerDomain, "domains": D
 
 RETENTIONS = {tier: f"retention_{tier.value}_days" for tier in Tier}  # the keys
 EDITABLE = tuple(name for name in DomainSettings.model_fields if name not in ("domain", "locked"))  # in the store
+_YES_NO = ("true", "false")
+CHOICES: dict[str, tuple[str, ...]] = {  # all values that the store may have, of keys that have few
+    "schedule": tuple(Schedule),
+    "language": tuple(TAGS),
+    "notices": _YES_NO,
+    "recipient_rules": _YES_NO,
+    "formatted_view": _YES_NO,
+    "recipient_downloads": _YES_NO,
+    "release_spam": tuple(ReleaseRight),
+    # Only the file can have `self` for these, so that access to the store is not enough to permit it.
+    "release_suspicious": tuple(ReleaseRight)[1:],
+    "release_dangerous": tuple(ReleaseRight)[1:],
+}
+
+
+def rejected(key: str, error: ValidationError) -> Phrase:
+    """Return what is wrong with a value from the store and what to do. pydantic's own messages are English only."""
+    found = error.errors(include_url=False)[0]
+    context = found.get("ctx", {})
+    if isinstance(context.get("error"), BadValue):
+        problem: Phrase = context["error"].phrase
+        return problem
+    if key in CHOICES:
+        return Phrase(N_("Enter one of: %(values)s."), {"values": ", ".join(CHOICES[key])})
+    if key == "at":
+        return Phrase(BAD_TIME)
+    if found["type"] == "string_too_long":
+        return Phrase(N_("Enter at most %(number)s characters."), {"number": str(context["max_length"])})
+    return Phrase(N_("This value cannot be used. Enter another one."))
 
 
 def plain_values(table: Section) -> dict[str, Any]:

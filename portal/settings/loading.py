@@ -197,7 +197,7 @@ def _error_sentences(error: ValidationError, sources: Mapping[str, str]) -> list
             named = [name for name in sources if f"{name}.".startswith(f"{key}.")]
             message = f"{full}: {message}"
         where_from = ", ".join(dict.fromkeys(sources[name] for name in named))
-        out.append((key, f"{message} ({where_from})" if where_from else message))
+        out.append((key, f"{message.removesuffix('.')} ({where_from})" if where_from else message))
     return out
 
 

@@ -18,9 +18,10 @@ from pydantic import (
 from portal.model.domains import shown_address
 from portal.model.links import KEY_BYTES
 from portal.model.message import domain, identity
+from portal.model.phrase import Phrase
 from portal.model.schedule import MAX_TIMES, Schedule
 from portal.model.store_url import StoreUrl
-from portal.model.text import TAGS, Tag
+from portal.model.text import N_, TAGS, Tag
 from portal.settings.domains import RETENTIONS, Domains, DomainSettings, FormerDomains
 from portal.settings.monitoring import LogSettings, MetricsSettings
 from portal.settings.oidc import Providers
@@ -89,6 +90,15 @@ class StoreSettings(Section):
     def longest_days(self) -> int:
         """The longest retention that a domain may have."""
         return self.retention_days if self.retention_max_days is None else self.retention_max_days
+
+    @property
+    def bad_retention(self) -> Phrase:
+        """The sentence about a retention that a domain cannot have."""
+        text = N_(
+            "Enter a whole number from %(low)s to %(high)s. store.retention_min_days and store.retention_max_days set "
+            "these limits."
+        )
+        return Phrase(text, {"low": str(self.retention_min_days), "high": str(self.longest_days)})
 
     @field_validator("url")
     @classmethod
@@ -342,7 +352,7 @@ class Settings(Section):
         for name, table in self.domains.items():
             problem = self.problem_of(table)
             if problem:
-                raise ValueError(f'domains."{shown_address(name)}".{problem}')
+                raise ValueError('domains."{}".{}: {}'.format(shown_address(name), *problem))
         for name in self.digest.domains:
             if name in self.domains:
                 raise ValueError(
@@ -351,18 +361,20 @@ class Settings(Section):
                 )
         return self
 
-    def problem_of(self, table: DomainSettings) -> str:
-        """Return what is wrong with the values of a domain beside those of the site, "" if nothing is."""
+    def problem_of(self, table: DomainSettings) -> tuple[str, Phrase] | None:
+        """Return the key of a domain's value that does not fit those of the site, and what to do; None if all fit."""
         if table.public_url is not None:
             own, site = urlsplit(table.public_url), urlsplit(self.public_url)
             if (own.scheme, site.scheme, own.path) != ("https", "https", site.path):
-                return f"public_url: it must be https and have the path of the site's public_url, {self.public_url}"
-        low, high = self.store.retention_min_days, self.store.longest_days
+                text = N_(
+                    "Enter a URL with the same path as that of the site (%(url)s). Both must begin with https://."
+                )
+                return "public_url", Phrase(text, {"url": self.public_url})
         for key in RETENTIONS.values():
             days = getattr(table, key)
-            if days is not None and not low <= days <= high:
-                return f"{key}: {days} is not between {low} and {high}, the limits of store.retention_…_days"
-        return ""
+            if days is not None and not self.store.retention_min_days <= days <= self.store.longest_days:
+                return key, self.store.bad_retention
+        return None
 
     def of_domain(self, name: str) -> DomainSettings:
         """Return the values that the file has for a domain, also those of the former table in `digest.domains`."""

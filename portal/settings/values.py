@@ -11,7 +11,12 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
+from portal.model.phrase import BadValue
 from portal.model.schedule import MAX_TIMES
+from portal.model.text import N_, shown
+
+BAD_TIME = N_("Enter times like 07:00, without seconds and without a time zone.")
+_SHOWN = 100
 
 
 class Section(BaseModel):
@@ -46,8 +51,8 @@ def relay_url(url: str) -> str:
 def _address(address: str) -> str:
     # Only addresses that need no quoting and no SMTPUTF8, since they are in the headers of the portal's own mail.
     if not re.fullmatch(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@([A-Za-z0-9.-]+|\[[A-Za-z0-9.:]+\])", address):
-        raise ValueError(
-            "expected one mail address like quarantine@example.org; write an international domain in its xn-- form"
+        raise BadValue(
+            N_("Enter one address like quarantine@example.org. Write an international domain in its xn-- form.")
         )
     return address
 
@@ -66,7 +71,9 @@ def _zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"unknown time zone {name!r}: use a name like Europe/Berlin") from error
+        raise BadValue(
+            N_("%(value)s is not a time zone. Enter a name like Europe/Berlin."), value=repr(shown(name, _SHOWN))
+        ) from error
     return name
 
 
@@ -77,17 +84,20 @@ def _one_or_more(value: Any) -> Any:
 
 def _hours(at: tuple[time, ...]) -> tuple[time, ...]:
     if any(each.tzinfo or each.second or each.microsecond for each in at):
-        raise ValueError("expected HH:MM, without seconds and time zone")
+        raise BadValue(BAD_TIME)
     if not 1 <= len(at) <= MAX_TIMES:
-        raise ValueError(f"expected one to {MAX_TIMES} times of day")
+        raise BadValue(N_("Enter one to %(number)s times of day, with commas between them."), number=str(MAX_TIMES))
     return tuple(sorted(set(at)))
 
 
 def _public_url(url: str) -> str:
     # The path is also that of the cookies and part of every page, so no character may need quoting.
     if not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?(/[\w.~-]+)*/?", url, re.I | re.A):
-        raise ValueError(
-            "expected a URL like https://mail.example.org/quarantine; write an international host name in its xn-- form"
+        raise BadValue(
+            N_(
+                "Enter a URL like https://mail.example.org/quarantine. Write an international host name in its xn-- "
+                "form."
+            )
         )
     try:
         parts = urlsplit(url)
@@ -96,15 +106,18 @@ def _public_url(url: str) -> str:
         if ":" not in host and not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
             raise ValueError("a label of the host name is empty or longer than 63 characters (RFC 1035, 2.3.4)")
     except ValueError as error:
-        raise ValueError(
-            "the host name or the port is invalid: expected a URL like https://mail.example.org:443/quarantine"
+        raise BadValue(
+            N_("The host name or the port is not valid. Enter a URL like https://mail.example.org:443/quarantine.")
         ) from error
     return url.rstrip("/")
 
 
 def _plain(name: str) -> str:
     if any(not c.isprintable() or c in '"<>\\' for c in name):
-        raise ValueError('must not contain " < > \\ or line breaks, since it is used in a mail header')
+        raise BadValue(
+            N_("Leave out %(characters)s and line breaks, since this is used in a header of mails."),
+            characters='" < > \\',
+        )
     return name.strip()
 
 

@@ -11,14 +11,13 @@ from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
 from portal.model.errors import BadDomainValue
 from portal.model.message import Filter, State, domain
-from portal.model.rights import ReleaseRight
-from portal.model.schedule import Schedule
+from portal.model.phrase import Phrase
 from portal.model.staff import EVERYWHERE
-from portal.model.text import N_, TAGS, shown
+from portal.model.text import N_, shown
 from portal.policy.domains import DomainPolicy
 from portal.policy.staff import Permission
 from portal.settings import DomainSettings
-from portal.settings.domains import EDITABLE, RETENTIONS, plain_values
+from portal.settings.domains import CHOICES, EDITABLE, RETENTIONS, plain_values
 from portal.settings.values import plain
 from portal.stores.records import GroupBy
 from portal.web.console import Console, StaffSession
@@ -29,24 +28,12 @@ from portal.web.rows import Viewer
 PATH = "/admin/domains"
 _VALUE_CHARS = 400
 _CHANGES = 20  # shown of a domain
-_YES_NO = ("true", "false")
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "schedule": tuple(Schedule),
-    "language": tuple(TAGS),
-    "notices": _YES_NO,
-    "recipient_rules": _YES_NO,
-    "formatted_view": _YES_NO,
-    "recipient_downloads": _YES_NO,
-    "release_spam": tuple(ReleaseRight),
-    # The store cannot have `self` for these, see `Domains.set`.
-    "release_suspicious": tuple(ReleaseRight)[1:],
-    "release_dangerous": tuple(ReleaseRight)[1:],
-}
 _SOURCES = {
     "store": N_("Set here or by a command"),
     "file": N_("Set in the settings file"),
     "site": N_("Default"),
 }
+_NOT_HERE = Phrase(N_("This value cannot be set here. Use the command quarantine domains set."))
 _LOCKED = N_("Locked in the settings file")
 _RESULTS = {"saved": N_("Value saved."), "unchanged": N_("Nothing was changed: it was so already.")}
 
@@ -101,12 +88,12 @@ class DomainPages:
         self._console.check_fresh(request, staff, page)
         try:
             if key not in EDITABLE or not self._may_change(staff, key):
-                raise BadDomainValue("This value cannot be set here.")
+                raise BadDomainValue(_NOT_HERE, key)
             if value == _text(plain_values(self._domains.own(host)).get(key, "")):
                 return self._pages.see_other(f"{page}&done=unchanged")
             self._domains.set(host, key, value or None, staff.actor)
         except BadDomainValue as error:
-            return self._one(request, staff, host, wrong=(key, value, str(error)))
+            return self._one(request, staff, host, wrong=(key, value, error.problem))
         return self._pages.see_other(f"{page}&done=saved")
 
     def _may_change(self, staff: StaffSession, key: str) -> bool:
@@ -130,7 +117,7 @@ class DomainPages:
         return self._console.page(request, staff, "domains", rows=rows, by_held=by_held, is_counted=groups.total.exact)
 
     def _one(
-        self, request: Request, staff: StaffSession, host: str, *, wrong: tuple[str, str, str] | None = None
+        self, request: Request, staff: StaffSession, host: str, *, wrong: tuple[str, str, Phrase] | None = None
     ) -> HTTPResponse:
         """Return the page of a domain. ``wrong``: key and value of a form that was rejected, and why."""
         if not self._domains.is_local(host) or not self._may(staff, Permission.READ_AUDIT, host):
@@ -145,7 +132,7 @@ class DomainPages:
                 value=_text(own.get(key, "")),
                 usual=_text(usual[key]),
                 source=_LOCKED if sources[key].endswith("locked") else _SOURCES[sources[key]],
-                choices=_CHOICES.get(key, ()),
+                choices=CHOICES.get(key, ()),
                 may_change=may_change and self._may_change(staff, key) and not sources[key].endswith("locked"),
             )
             for key in EDITABLE
@@ -158,7 +145,7 @@ class DomainPages:
             domain=host,
             shown_domain=shown_address(host),
             rows=rows,
-            wrong=wrong and (wrong[0], shown(wrong[1], _VALUE_CHARS), shown(wrong[2], 500)),
+            wrong=wrong and (shown(wrong[0], 40), shown(wrong[1], _VALUE_CHARS), viewer.language.phrase(wrong[2])),
             result=_RESULTS.get(request.query("done"), ""),
             changes=[_change(each, viewer) for each in self._domains.history(host, _CHANGES)],
         )

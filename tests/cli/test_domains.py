@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from portal.cli import checks, main
 from portal.model.domain_value import DomainValue
 from portal.model.message import new_id
 from portal.settings import load
+from portal.settings.domains import EDITABLE
 from portal.stores import Store
-from tests.builders import ALICE, BY_OPERATOR, now
+from tests.builders import ALICE, BY_OPERATOR, WRONG_VALUES, now
 from tests.conftest import MakeParts
 
 Run = Callable[..., Result]
@@ -25,8 +27,8 @@ TABLE = """
 name = "Example"
 language = "it"
 admin_address = "it@example.org"
-locked = ["admin_address", "schedule"]
 """
+LOCKED = 'locked = ["admin_address", "schedule"]\n'
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def run(store_url: str, store: Store, tmp_path: Path, monkeypatch: pytest.Monkey
     config = tmp_path / "quarantine.toml"
     config.write_text(
         f'local_domains = ["example.org", "münchen.example"]\nstore.url = "{store_url}"\n'
-        f'mail.from_address = "q@example.org"\nlinks.keys_file = "{tmp_path / "links.keys"}"\n{TABLE}'
+        f'mail.from_address = "q@example.org"\nlinks.keys_file = "{tmp_path / "links.keys"}"\n{TABLE}{LOCKED}'
     )
     monkeypatch.setenv("QUARANTINE_CONFIG", str(config))
 
@@ -77,17 +79,23 @@ def test_list_names_the_domains_with_values_of_their_own(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("set", "example.org", "admin_address", "a@example.org"), "admin_address is locked in the settings file"),
-        (("set", "example.org", "schedule", "weekdays"), "schedule is locked in the settings file"),
-        (("set", "example.org", "locked", "name"), "'locked' is not one of the keys that can be set: name, "),
+        (
+            ("set", "example.org", "admin_address", "a@example.org"),
+            "admin_address: This value is locked in the settings file",
+        ),
+        (("set", "example.org", "schedule", "weekdays"), "schedule: This value is locked in the settings file"),
+        (
+            ("set", "example.org", "locked", "name"),
+            "'locked' is not one of the keys that can be set. Use one of: name, ",
+        ),
         (("set", "example.org", "domain", "x"), "'domain' is not one of the keys that can be set"),
         (("set", "other.example", "name", "x"), "other.example is not a domain of local_domains"),
-        (("set", "example.org", "language", "tlh"), "language: Input should be 'en', 'de'"),
+        (("set", "example.org", "language", "tlh"), "language: Enter one of: en, de, "),
         (("set", "example.org", "from_address", "q@other.example"), "from_address: q@other.example is not in example"),
-        (("set", "example.org", "at", "07:00:30"), "at: expected HH:MM, without seconds and time zone"),
-        (("set", "example.org", "name", 'A "B"'), 'name: must not contain " < >'),
-        (("unset", "example.org", "name"), "name of example.org is not set in the store"),
-        (("unset", "example.org", "nonsense"), "nonsense of example.org is not set in the store"),
+        (("set", "example.org", "at", "07:00:30"), "at: Enter times like 07:00, without seconds and"),
+        (("set", "example.org", "name", 'A "B"'), 'name: Leave out " < > \\ and line breaks'),
+        (("unset", "example.org", "name"), "name: This value is not set in the store"),
+        (("unset", "example.org", "nonsense"), "nonsense: This value is not set in the store"),
         (("show", "other.example"), "other.example is not a domain of local_domains"),
     ],
 )
@@ -97,6 +105,16 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     result = run(*words)
     assert result.exit_code == (1 if words[0] == "unset" else 2)  # wrong arguments, or not done
     assert result.output.startswith(sentence) and result.output.count("\n") == 1
+    assert store.domains.records(None, 9) == []
+
+
+@pytest.mark.parametrize("key", EDITABLE)
+def test_set_says_what_to_enter_for_each_key(run: Run, store: Store, key: str, tmp_path: Path) -> None:
+    (tmp_path / "quarantine.toml").write_text((tmp_path / "quarantine.toml").read_text().replace(LOCKED, ""))
+    (tmp_path / "logo").write_text("<svg/>")
+    result = run("set", "example.org", key, str(tmp_path / "logo") if key == "logo" else WRONG_VALUES[key][0])
+    assert result.exit_code == 2 and re.match(rf"{key}: .*\b(Enter|Use|Leave out) ", result.output)
+    assert "Input should" not in result.output and result.output.count("\n") == 1
     assert store.domains.records(None, 9) == []
 
 

@@ -233,7 +233,7 @@ def test_dangerous_messages_can_only_be_given_to_recipients_by_the_file(
         site.browser().post(link, form, headers={"Sec-Fetch-User": "?1"})
     assert [site.state(held, number) for number in (0, 1)] == [State.HELD, State.RELEASED]
     for key in ("release_dangerous", "release_suspicious"):
-        with pytest.raises(BadDomainValue, match="'self' can only be set in the settings file"):
+        with pytest.raises(BadDomainValue, match="Only the settings file can have self"):
             with_values(site, "apples.example", **{key: "self"})
 
 
@@ -439,21 +439,28 @@ def test_a_digest_with_the_largest_logo_and_many_rows_is_not_clipped(site: Site,
     assert 60_000 < len(sent.data) < 90_000
 
 
+DARKER = "colour: Enter a darker colour. Its contrast to the ground of pages in light mode,"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("colour", "#12345", "colour: expected a colour like #1f5fa8"),
-        ("colour", "red", "colour: expected a colour like #1f5fa8"),
-        ("colour", "#fff; } body { display: none", "colour: expected a colour like"),
-        ("colour", "#ffee00", "colour: its contrast to #ffffff, the ground in light mode, is 1.2, below 4.5"),
-        ("colour", "#767676", "colour: its contrast to #f4f5f7, the ground in light mode, is 4.2, below 4.5"),
-        ("colour_dark", "#1f5fa8", "colour_dark: its contrast to #0b1a2c, the text on buttons in dark mode, is 2.7"),
-        ("logo", "logo.png", "logo: the store keeps the picture, not a path"),
-        ("logo", data_url(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "logo: the logo is neither PNG nor WebP"),
-        ("logo", data_url(b"GIF89a"), "logo: the logo is neither PNG nor WebP"),
-        ("logo", data_url(PNG + bytes(20_480)), "logo: the logo has 205"),
-        ("logo", "data:image/svg+xml;base64,PHN2Zz4=", "logo: expected the path of a PNG or WebP file"),
-        ("logo", "data:text/html;base64,PHN2Zz4=", "logo: expected the path of a PNG or WebP file"),
+        ("colour", "#12345", "colour: Enter a colour like #1f5fa8"),
+        ("colour", "red", "colour: Enter a colour like #1f5fa8"),
+        ("colour", "#fff; } body { display: none", "colour: Enter a colour like"),
+        ("colour", "#ffee00", f"{DARKER} #ffffff, is 1.2, below 4.5 (WCAG AA)."),
+        ("colour", "#767676", f"{DARKER} #f4f5f7, is 4.2, below 4.5 (WCAG AA)."),
+        (
+            "colour_dark",
+            "#1f5fa8",
+            "colour_dark: Enter a lighter colour. Its contrast to the text on buttons in dark mode, #0b1a2c, is 2.7",
+        ),
+        ("logo", "logo.png", "logo: The store keeps the picture, not a path"),
+        ("logo", data_url(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "logo: The logo is neither PNG nor WebP"),
+        ("logo", data_url(b"GIF89a"), "logo: The logo is neither PNG nor WebP"),
+        ("logo", data_url(PNG + bytes(20_480)), "logo: The logo has 205"),
+        ("logo", "data:image/svg+xml;base64,PHN2Zz4=", "logo: Use the path of a PNG or WebP file"),
+        ("logo", "data:text/html;base64,PHN2Zz4=", "logo: Use the path of a PNG or WebP file"),
     ],
 )
 def test_a_wrong_logo_or_colour_is_rejected_with_a_sentence(site: Site, key: str, value: str, sentence: str) -> None:

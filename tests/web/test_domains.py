@@ -9,11 +9,13 @@ from html import unescape
 import pytest
 
 from portal.assemble import Parts
+from portal.mail.languages import LOCALE, po_file, read_catalogue
 from portal.model.audit import AuditFilter
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.policy.domains import Domains
-from tests.builders import ALICE, BY_OPERATOR, MALLORY, with_parts
+from portal.settings.domains import EDITABLE
+from tests.builders import ALICE, BY_OPERATOR, MALLORY, WRONG_VALUES, with_parts
 from tests.web_client import Answer, Browser, Site
 
 DOMAINS = ("example.org", "example.net", "münchen.example")
@@ -71,9 +73,9 @@ def test_a_value_is_set_and_removed_at_once_with_a_name_in_the_audit(site: Site)
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("timezone", "Mars/<b>Base", "timezone: "),
-        ("at", "25:00", "at: "),
-        ("release_dangerous", "self", "'self' can only be set in the settings file"),
+        ("timezone", "Mars/<b>Base", "'Mars/<b>Base' is not a time zone. Enter a name like Europe/Berlin."),
+        ("at", "25:00", "Enter times like 07:00, without seconds and without a time zone."),
+        ("release_dangerous", "self", "Only the settings file can have self. Enter one of: request, administrator."),
         ("from_address", "x@elsewhere.example", "is not in example.org"),
         ("logo", "/etc/passwd", "This value cannot be set here."),
         ("locked", "at", "This value cannot be set here."),
@@ -87,6 +89,41 @@ def test_wrong_values_change_nothing_and_are_shown_again(site: Site, key: str, v
     assert text in unescape(page) and "<b>Base" not in page
     assert answer.status == (400 if value else 303)
     assert site.store.domains.in_use() == []
+
+
+def sentence(answer: Answer, key: str) -> str:
+    """Return what the page says about a wrong value."""
+    found = re.search(r'<p class="state bad" role="alert" id="wrong">(.*?)</p>', answer.text)
+    assert answer.status == 400 and found
+    name, text = re.fullmatch(r'<bdi lang="en">(.*?)</bdi>: (.*)', found[1]).groups()  # type: ignore[union-attr]
+    assert name == key
+    return unescape(text)
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in EDITABLE for value in WRONG_VALUES[key]])
+def test_a_wrong_value_is_explained_in_the_language_of_the_reader(site: Site, key: str, value: str) -> None:
+    browser = staff(site)
+    english = sentence(change(browser, key, value), key)
+    site.store.recipients.set_preferences(MALLORY, Preferences(language="de"))
+    german = sentence(change(browser, key, value), key)
+    assert re.search(r"\b(Enter|Use|Leave out) ", english) and not re.search(r"\b(Enter|Use|is|the) ", german)
+
+    def says(text: str, sentence: str) -> bool:
+        return bool(re.fullmatch(re.sub(r"%\\\(\w+\\\)s", ".+", re.escape(text)), sentence))
+
+    catalogue = read_catalogue(po_file(LOCALE, "de"), "de")
+    assert [
+        entry for entry in catalogue if entry.id and says(str(entry.id), english) and says(str(entry.string), german)
+    ]
+
+
+def test_a_value_of_the_settings_file_is_not_removed_here(make_parts: Callable[..., Parts]) -> None:
+    parts = make_parts(local_domains=DOMAINS)
+    table = parts.settings.of_domain("example.org").model_copy(update={"timezone": "Asia/Tokyo"})
+    settings = parts.settings.model_copy(update={"domains": {"example.org": table}})
+    site = Site(with_parts(parts, domains=Domains(settings, parts.store)))
+    answer = change(staff(site), "timezone", "")
+    assert "If the settings file has it, change it there." in sentence(answer, "timezone")
 
 
 def test_the_help_of_values_is_in_the_language_of_the_reader(site: Site) -> None:
@@ -106,7 +143,7 @@ def test_locked_values_have_no_form(make_parts: Callable[..., Parts]) -> None:
     page = text_of(browser.get("/admin/domains?domain=example.org"))
     assert "Locked in the settings file" in page and 'name="key" value="notices"' not in page
     answer = change(browser, "notices", "false")
-    assert answer.status == 400 and "notices is locked in the settings file" in answer.text
+    assert answer.status == 400 and "This value is locked in the settings file. Change it there." in answer.text
     assert site.store.domains.in_use() == []
 
 
