@@ -1,4 +1,5 @@
-"""On a phone nothing needs scrolling sideways, and what a row says is in sight: in the list, and in the console."""
+"""On a phone nothing needs scrolling sideways, and what a row says is in sight and can be pressed: in the list, and in
+the console."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from playwright.sync_api import Browser
 from portal.assemble import Parts
 from portal.model.message import Symbol, Tier
 from portal.model.schedule import Preferences
-from tests.builders import ALICE
+from tests.builders import ALICE, BY_LINK
 from tests.system.local_site import local_site, sign_in
 from tests.system.samples import hold_samples
 
@@ -140,6 +141,27 @@ def test_the_domain_of_a_sender_is_seen_in_the_list(
         context.close()
 
 
+@pytest.mark.parametrize("width", [320, 390, 900, 1280])
+def test_a_press_on_a_subject_opens_its_message(make_parts: Callable[..., Parts], browser: Browser, width: int) -> None:
+    """The line that unfolds similar messages is near it, and covers no subject: neither its own nor the next one."""
+    with local_site(make_parts) as site:
+        for tier, name, subject, is_deleted in product(
+            Tier, ("", '"a@kontor.example" '), ("Offer", "The weekly offers of the shop for houses"), (False, True)
+        ):
+            sender = f"{name}<{len(subject)}.{is_deleted}@{tier}{len(name)}.example>"
+            for number in range(2):
+                held = site.hold(tier, subject=f"{subject} {number}", header_from=sender)
+                if is_deleted:
+                    site.parts.actions.delete(held.id, 0, BY_LINK)
+        context = browser.new_context(viewport={"width": width, "height": 844})
+        sign_in(site, context)
+        page = context.new_page()
+        page.goto(f"{site.parts.settings.public_url}/?state=all&size=100")
+        assert page.locator(".alike").count() == page.locator(".rows > li").count() == 24
+        assert page.locator(".rows > li").evaluate_all(_NOT_HIT) == []
+        context.close()
+
+
 def test_links_of_a_job_are_high_enough_for_a_thumb(make_parts: Callable[..., Parts], browser: Browser) -> None:
     with local_site(make_parts) as site:
         for number in range(60):
@@ -164,3 +186,14 @@ _SEEN = """all => all.map(one => {
     const seen = domain.getBoundingClientRect(), box = one.parentElement.getBoundingClientRect();
     return seen.width > 20 && seen.left >= box.left - 1 && seen.right <= box.right + 1;
 })"""
+
+# The rows whose link is not hit by a press on the text of their subject: at its beginning, in the middle, at its end.
+_NOT_HIT = """all => all.filter(row => {
+    row.scrollIntoView({block: "center"});
+    const link = row.querySelector(".mail"), text = new Range();
+    text.selectNodeContents(link);
+    const box = text.getBoundingClientRect(), seen = row.querySelector(".title").getBoundingClientRect();
+    const left = Math.max(box.left, seen.left), right = Math.min(box.right, seen.right);
+    return [.5, .8, .95].some(down => [.02, .5, .98].some(along =>
+        !link.contains(document.elementFromPoint(left + (right - left) * along, box.y + box.height * down))));
+}).map(row => row.innerText)"""
