@@ -274,9 +274,9 @@ class Batches:
             right, tier = self.actions.domains.right(each), each.message.tier
             if each.state not in CHANGES[batch.act]:
                 yield each.key, unchanged(batch.act, each.state)
-            elif batch.act is Act.RELEASE and (right is not ReleaseRight.SELF or tier is Tier.DANGEROUS):
+            elif batch.act is Act.RELEASE and right is not ReleaseRight.SELF:
                 yield each.key, Outcome.NOT_ALLOWED
-            elif batch.act is Act.RELEASE and _needs_confirmation(batch, each):
+            elif batch.act is Act.RELEASE and (tier is Tier.DANGEROUS or _needs_confirmation(batch, each)):
                 yield each.key, Outcome.TO_CHECK
             elif batch.act is Act.REQUEST and right is ReleaseRight.SELF:
                 yield each.key, Outcome.LET_THROUGH if each.state is State.PASSED else Outcome.NOT_NEEDED

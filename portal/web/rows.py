@@ -321,6 +321,7 @@ class OutcomeRow:
     number: int
     is_unchanged: bool  # the action was not performed
     is_moot: bool  # it does not change messages in such a state
+    is_to_check: bool  # they are released only after their reader has seen their cautions
     rows: Sequence[Row]  # those that are named, at most `batch.NAMED`
 
     @property
@@ -350,7 +351,8 @@ class BatchRow:
 
 def outcome_row(outcome: Outcome, number: int, rows: Sequence[Row]) -> OutcomeRow:
     """Return the view model of the deliveries with an outcome. ``rows``: those that are named."""
-    return OutcomeRow(_OUTCOMES[outcome], number, not outcome.is_done, outcome.is_moot, rows)
+    is_to_check = outcome is Outcome.TO_CHECK
+    return OutcomeRow(_OUTCOMES[outcome], number, not outcome.is_done, outcome.is_moot, is_to_check, rows)
 
 
 def batch_row(id: UUID, batch: Batch, progress: Progress, rows: Sequence[Row], *, is_finished: bool) -> BatchRow:

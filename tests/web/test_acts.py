@@ -14,7 +14,7 @@ import pytest
 
 from digest import housekeeping
 from portal.assemble import Parts
-from portal.model.errors import RelayDeferred, StoreUnavailable, TooManyRules
+from portal.model.errors import RelayDeferred, RelayRefused, StoreUnavailable, TooManyRules
 from portal.model.message import EventKind, Scan, ScanOutcome, Start, State, Symbol, Tier
 from portal.model.rule import Effect
 from portal.stores.records import Held
@@ -202,6 +202,7 @@ FASTER = [
     ("blocked", "ask", "unblock", "Not changed: its release was requested on"),
     ("blocked", "unblock", "unblock", "Moved to held messages"),
     ("blocked", "raised", "release", "Not released: only an administrator can release this message"),
+    ("failed", "raised", "release", "Not released: only an administrator can release this message. The last release"),
     ("passed", "delete", "again", "Not sent again: the message was deleted on"),
     ("passed", "ask", "again", "Not sent again: its release was requested on"),
     ("passed", "again", "again", "Not sent again: it was sent less than a minute ago"),
@@ -222,7 +223,7 @@ FASTER = [
 ]
 
 
-def begin(site: Site, state: str) -> Held:
+def begin(site: Site, smtp: SmtpServer, state: str) -> Held:
     """Hold a message for Alice, and bring it to this state."""
     tier = Tier.DANGEROUS if state in ("dangerous", "requested") else Tier.SPAM
     starts = {ALICE: Start(State(state), rule("example.net").as_actor)} if state in ("passed", "blocked") else {}
@@ -233,6 +234,11 @@ def begin(site: Site, state: str) -> Held:
         site.parts.actions.request_release(held.id, 0, BY_LINK)
     if state == "deleted":
         site.parts.actions.delete(held.id, 0, BY_LINK)
+    if state == "failed":
+        smtp.script["RCPT"] = "550 5.1.1 no such user"
+        with pytest.raises(RelayRefused):
+            site.parts.actions.release(held.id, 0, BY_LINK)
+        smtp.script.clear()
     site.pass_time(minutes=2)
     return held
 
@@ -273,7 +279,7 @@ def overtake(site: Site, smtp: SmtpServer, held: Held, state: str, act: str) -> 
 def test_each_act_says_so_if_another_tab_was_faster(
     site: Site, smtp: SmtpServer, place: str, state: str, other: str, act: str, expected: str
 ) -> None:
-    held, browser = begin(site, state), site.signed_in(ALICE)
+    held, browser = begin(site, smtp, state), site.signed_in(ALICE)
     overtake(site, smtp, held, state, other)
     before, events = site.state(held), len(site.history(held))
     text = said(browser, press(browser, held, act, **{"from": place}))

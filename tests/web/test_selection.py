@@ -12,6 +12,7 @@ import pytest
 from digest.housekeeping import run_batches
 from portal.actions import Actions
 from portal.assemble import Parts
+from portal.model.errors import RelayRefused
 from portal.model.message import EventKind, Start, State, Tier
 from portal.stores import LEASE
 from portal.stores.records import Held
@@ -110,6 +111,25 @@ def test_each_outcome_has_a_line_with_what_failed_and_why(site: Site, relay: Smt
         State.RELEASED, State.HELD, State.DELETED, State.HELD, State.HELD,
     ]  # fmt: skip
     assert "Released:" not in browser.get("/").text  # it is shown once
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "with another one"])
+def test_a_dangerous_message_that_its_reader_may_release_is_to_be_checked_first(
+    make_parts: Callable[..., Parts], relay: SmtpServer, others: int
+) -> None:
+    """It is released on its own page only. No page says that only an administrator can do it."""
+    site = Site(make_parts(relay__url=relay.url, domains={"example.org": {"release_dangerous": "self"}}))
+    virus, *plain = site.hold(Tier.DANGEROUS, recipients=[ALICE], subject="a virus"), *hold_many(site, others)
+    browser = site.signed_in(ALICE)
+    relay.script["RCPT"] = "550 5.1.1 no such user"
+    with pytest.raises(RelayRefused):
+        site.parts.actions.release(virus.id, 0, BY_LINK)
+    relay.script.clear()
+    page = browser.follow(post(browser, [virus, *plain], "release"), "/").text
+    assert "Not released: open this message and check it first." in page
+    assert ("Not released, check these first: 1" in page) is (others == 1)
+    assert "no such user" in page and "only an administrator" not in page
+    assert [site.state(each) for each in (virus, *plain)] == [State.HELD, *[State.RELEASED] * others]
 
 
 def in_every_state(site: Site, relay: SmtpServer) -> dict[str, Held]:
