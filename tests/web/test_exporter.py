@@ -102,7 +102,7 @@ def test_a_mail_that_comes_again_as_a_virus_cannot_be_released_by_its_old_link(
     assert site.delivery(held).message.tier is Tier.DANGEROUS
     assert f"tier raised id={held.id} tier=dangerous" in caplog.text
     page = site.browser().get(link).text
-    assert "only an administrator can release it" in page
+    assert "Only an administrator can release it" in page
     assert "<form" not in page
     site.browser().post(link, {"pressed": "1"})
     assert site.state(held) is State.HELD
