@@ -13,10 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from portal.assemble import Parts
+from portal.model.audit import Act, AuditEntry
 from portal.model.errors import RelayRefused
 from portal.model.from_header import parse
 from portal.model.message import Actor, ActorKind, Body, Export, Reader, Start, Symbol, Tier, identity, new_id
 from portal.model.rule import Effect, Rule
+from portal.model.schedule import Preferences
 from portal.model.second_factor import SecondFactor, recovery_hash
 from portal.stores import LEASE, Store
 from portal.stores.contracts import NO_STARTS
@@ -169,6 +171,15 @@ def digesting(
         store.digests.settle([], [Unsent(digest, again)], now)
         raise
     store.digests.settle([digest], [], now)
+
+
+def prefer(store: Store, person: str, preferences: Preferences) -> None:
+    """Change a recipient's preferences, as staff do. Equal preferences change nothing."""
+    store.recipients.change(
+        [person],
+        lambda each: replace(each, preferences=preferences),
+        lambda _: AuditEntry.new(now(), Act.PREFERENCES_SET, BY_OPERATOR, person),
+    )
 
 
 def second_factor(person: str) -> SecondFactor:

@@ -21,7 +21,7 @@ from portal.model.staff import Grant, Role
 from portal.policy import forgetting
 from portal.settings import load
 from portal.stores import Store
-from tests.builders import ALICE, BOB, BY_OPERATOR, digesting, hold, now, rule
+from tests.builders import ALICE, BOB, BY_OPERATOR, digesting, hold, now, prefer, rule
 from tests.contract.helpers import SESSION
 
 Run = Callable[..., Result]
@@ -59,7 +59,7 @@ def test_a_leaver_is_forgotten_and_others_keep_what_they_share(run: Run, store: 
     store.deliveries.move(DeliveryId(own, 0), State.REQUESTED, {State.HELD}, BY_OPERATOR, at, kind=EventKind.REQUESTED)
     with digesting(store, ALICE, at, 50, ignore_schedule=True):
         pass
-    store.recipients.set_preferences(ALICE, Preferences(language="fr"))
+    prefer(store, ALICE, Preferences(language="fr"))
     store.rules.add([rule(), rule("of-bob.example", scope=BOB)], at)
     store.staff.give(Grant(ALICE, Role.HELP_DESK, "example.org", at, BY_OPERATOR))
     store.sign_ins.start_session(SESSION, ALICE, at)
@@ -213,8 +213,8 @@ def test_preferences_are_exported_as_set_takes_them_back(run: Run, store: Store,
     formula = "=1+1@example.org"
     hold(store, recipients=(ALICE, SALES, BOB, formula, "info@example.org", "jo@elsewhere.example"))
     chosen = Preferences("weekdays", (time(7), time(16, 30)), "Asia/Tokyo", notices=False, only_wanted=True)
-    store.recipients.set_preferences(ALICE, chosen)
-    store.recipients.set_preferences(BOB, Preferences("never", None, "Mars/North", "fr", notices=True))
+    prefer(store, ALICE, chosen)
+    prefer(store, BOB, Preferences("never", None, "Mars/North", "fr", notices=True))
     store.recipients.set_digests_stopped(BOB, datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
     exported = run("digests", "export", "--domain", "Example.org").output
     assert exported.splitlines() == [
@@ -252,7 +252,7 @@ def test_the_people_of_a_domain_are_listed_with_their_choices(
 ) -> None:
     monkeypatch.setattr("portal.policy.recipient_lists._AT_ONCE", 1)
     hold(store, recipients=(ALICE, BOB, "info@example.org"))
-    store.recipients.set_preferences(ALICE, Preferences(language="fr", notices=True, only_wanted=True))
+    prefer(store, ALICE, Preferences(language="fr", notices=True, only_wanted=True))
     store.recipients.set_digests_stopped(BOB, datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
     header, *rows = [line.split() for line in run("digests", "list", "--domain", "example.org").output.splitlines()]
     assert header == ["recipient", "days", "at", "zone", "language", "notices", "only", "wanted", "stopped", "(UTC)"]
@@ -266,7 +266,7 @@ def test_the_people_of_a_domain_are_listed_with_their_choices(
 
 
 def test_preferences_are_set_from_a_table(run: Run, store: Store, tmp_path: Path) -> None:
-    store.recipients.set_preferences(ALICE, Preferences(language="fr", timezone="Asia/Tokyo"))
+    prefer(store, ALICE, Preferences(language="fr", timezone="Asia/Tokyo"))
     file = tmp_path / "people.csv"
     file.write_text(f'Address,days,at,language\n{ALICE},weekdays,"07:00, 16:30",default\n{BOB},,,cs\n')
     done = run("digests", "set", "--from-file", str(file), "--days", "monday")

@@ -15,7 +15,7 @@ from portal.model.message import DeliveryId, EventKind, Reader, State, held_at
 from portal.model.schedule import Preferences
 from portal.stores import LEASE, Store
 from portal.stores.records import DigestRequest, Held, LinkOpen, Unsent
-from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting, hold, now
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting, hold, now, prefer
 from tests.contract.helpers import (
     CHOSEN,
     DAY,
@@ -49,7 +49,7 @@ def test_who_was_sent_a_digest_before(store: Store) -> None:
 
 def test_a_digest_has_the_preferences_of_its_recipient(store: Store) -> None:
     hold(store, recipients=[ALICE])
-    store.recipients.set_preferences(ALICE, CHOSEN)
+    prefer(store, ALICE, CHOSEN)
     with digesting(store, ALICE, now(), 10, ignore_schedule=True) as digest:
         assert digest.preferences == CHOSEN
     last = store.digests.last(ALICE)
@@ -377,7 +377,7 @@ def test_a_digest_of_nothing_clears_the_news_and_counts_as_never_sent(store: Sto
 
 
 def reschedule(store: Store, recipient: str, at: datetime) -> None:
-    store.recipients.set_preferences(recipient, store.recipients.get(recipient).preferences)
+    prefer(store, recipient, CHOSEN)  # unschedules the digest that is planned
     store.recipients.schedule(recipient, at)
 
 
@@ -505,7 +505,7 @@ def test_a_digest_that_may_have_arrived_lists_the_same_whatever_the_clocks_of_ho
 
 def test_a_notice_that_may_have_arrived_lists_the_same_whatever_the_clocks_of_hosts_are(store: Store) -> None:
     at = now()
-    store.recipients.set_preferences(ALICE, Preferences(notices=True))
+    prefer(store, ALICE, Preferences(notices=True))
     hold(store, recipients=[ALICE], at=at - SECOND)
     store.recipients.schedule(ALICE, at + DAY, notices=True)
     [lost] = store.digests.claim_notices(at, 1, 10)
@@ -582,7 +582,7 @@ def test_the_upcoming_digest_is_that_of_a_claim(store: Store, reader: Reader) ->
     for recipient in ("Alice@Example.org", BOB, SALES, INFO, SALES, ALICE):
         hold(store, recipients=[recipient])
     delete(store, hold(store, recipients=[ALICE]), at)
-    store.recipients.set_preferences(ALICE, CHOSEN)
+    prefer(store, ALICE, CHOSEN)
     store.recipients.schedule(ALICE, at + DAY)
     for limit in (2, 100):
         found = store.digests.upcoming(reader, at, limit)

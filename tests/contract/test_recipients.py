@@ -7,12 +7,12 @@ from datetime import time, timedelta
 
 import pytest
 
-from portal.model.audit import Act, AuditEntry
+from portal.model.audit import Act, AuditEntry, AuditFilter
 from portal.model.message import held_at
 from portal.model.schedule import Preferences
 from portal.stores import Store
 from portal.stores.records import Person, QueuedMail
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold, now
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold, now, prefer
 from tests.contract.helpers import CHOSEN, DAY, HOUR, SECOND, concurrently, delete, send_digest
 
 
@@ -31,15 +31,15 @@ def test_a_person_has_the_address_last_written_and_the_time_of_their_oldest_news
 @pytest.mark.parametrize("chosen", [CHOSEN, Preferences(), Preferences(at=(time(0),)), Preferences(timezone="UTC")])
 def test_preferences_are_kept(store: Store, chosen: Preferences) -> None:
     hold(store, recipients=[ALICE])
-    store.recipients.set_preferences(ALICE, CHOSEN)
-    store.recipients.set_preferences(ALICE, chosen)
+    prefer(store, ALICE, CHOSEN)
+    prefer(store, ALICE, chosen)
     assert store.recipients.get(ALICE).preferences == chosen
     assert [p.preferences for p in store.recipients.unscheduled(10)] == [chosen]
     assert store.recipients.get(BOB).preferences == Preferences()
 
 
 def test_preferences_can_be_set_before_any_mail_is_held(store: Store) -> None:
-    store.recipients.set_preferences(MALLORY, CHOSEN)
+    prefer(store, MALLORY, CHOSEN)
     person = store.recipients.get(MALLORY)
     assert (person.preferences, person.news_since, person.next_digest_at) == (CHOSEN, None, None)
     hold(store, recipients=["Mallory@Example.org"])
@@ -51,8 +51,20 @@ def test_setting_preferences_unschedules_the_next_digest(store: Store) -> None:
     hold(store)
     store.recipients.schedule(ALICE, now() + DAY)
     store.recipients.schedule(BOB, now() + DAY)
-    store.recipients.set_preferences(ALICE, CHOSEN)
+    prefer(store, ALICE, CHOSEN)
     assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
+
+
+def test_setting_equal_preferences_changes_nothing(store: Store) -> None:
+    at = now()
+    hold(store, recipients=[ALICE])
+    prefer(store, ALICE, CHOSEN)
+    store.recipients.schedule(ALICE, at + DAY)
+    before = store.recipients.get(ALICE)
+    prefer(store, ALICE, CHOSEN)
+    assert store.recipients.get(ALICE) == before
+    assert (before.preferences, before.next_digest_at) == (CHOSEN, at + DAY)
+    assert [entry.subject for entry in store.audit.list(AuditFilter(), 9)] == [ALICE]
 
 
 def test_stopping_digests_succeeds_once_and_queues_its_mail(store: Store) -> None:

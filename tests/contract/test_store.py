@@ -11,7 +11,7 @@ from portal.model.errors import AlreadyDone, LinkInvalid, NotFound, RelayRefused
 from portal.model.message import DeliveryId, EventKind, Filter, Reader, State
 from portal.stores import LEASE, Store, open_store
 from portal.stores.records import DigestRequest, Held, LinkOpen, Page, QueuedMail, Unsent
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting, hold, mail, now
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting, hold, mail, now, prefer
 from tests.contract.helpers import (
     CHOSEN,
     DAY,
@@ -292,7 +292,7 @@ def test_a_purge_keeps_people_and_their_preferences(store: Store) -> None:
     store.recipients.set_digests_stopped(ALICE, at)
     store.recipients.revoke_links(BOB, at)
     store.recipients.forget_devices("carol@example.org", at)
-    store.recipients.set_preferences(MALLORY, CHOSEN)
+    prefer(store, MALLORY, CHOSEN)
     store.notes.set_default("links.key", "one")
     store.purge(day_after_tomorrow(), at + 40 * DAY)
     assert store.recipients.get(ALICE).stopped_at == at

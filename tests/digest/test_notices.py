@@ -24,7 +24,7 @@ from portal.model.schedule import Preferences
 from portal.monitoring import runs
 from portal.policy.domains import Domains
 from portal.stores import LEASE
-from tests.builders import ALICE, BOB, BY_LINK, body, export, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, body, export, hold, mail, now, prefer
 from tests.conftest import MakeParts
 from tests.digest.test_process import environ, failing, mailing, notified, read, server, text
 from tests.paths import ROOT
@@ -43,7 +43,7 @@ def noon() -> datetime:
 
 def switch_on(parts: Parts, *people: str, zone: str | None = None) -> None:
     for person in people:
-        parts.store.recipients.set_preferences(person, Preferences(timezone=zone, notices=True))
+        prefer(parts.store, person, Preferences(timezone=zone, notices=True))
 
 
 def wanted(parts: Parts, number: int = 0, to: tuple[str, ...] = (ALICE,), **values: Any) -> None:
@@ -128,13 +128,13 @@ def test_only_recipients_who_chose_it_get_notices(make_parts: MakeParts, server:
     assert server.mails == []
     parts = make_parts(mail__url=server.url, digest__notices=True)
     carol, dave = "carol@example.org", "dave@example.org"
-    parts.store.recipients.set_preferences(BOB, Preferences(notices=False))
+    prefer(parts.store, BOB, Preferences(notices=False))
     parts.store.recipients.set_digests_stopped(carol, at)
     wanted(parts, 1, to=(BOB, carol, dave), at=at)
     tick(parts, at + MINUTE)
     assert notified(server) == [dave]
     switch_on(parts, carol)
-    parts.store.recipients.set_preferences(dave, Preferences(notices=False))
+    prefer(parts.store, dave, Preferences(notices=False))
     wanted(parts, 2, to=(carol, dave), at=at + HOUR)
     tick(parts, at + HOUR + MINUTE)
     assert notified(server) == [dave], "nothing after switching off"
@@ -181,7 +181,7 @@ def test_the_night_of_the_recipient_is_quiet(
 
 def test_what_the_next_digest_lists_soon_is_left_to_it(mailing: Parts, server: SmtpServer) -> None:
     seven = noon().replace(hour=7)
-    mailing.store.recipients.set_preferences(ALICE, Preferences(at=(seven.replace(hour=12).time(),), notices=True))
+    prefer(mailing.store, ALICE, Preferences(at=(seven.replace(hour=12).time(),), notices=True))
     at = seven.replace(hour=11, minute=50)
     wanted(mailing, at=at)
     assert tick(mailing, at + MINUTE).sent == []

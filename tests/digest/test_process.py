@@ -39,7 +39,7 @@ from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.monitoring import runs
 from portal.stores import LEASE
 from portal.stores.records import Claims, DigestRequest, QueuedMail
-from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now, rule, with_parts
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now, prefer, rule, with_parts
 from tests.conftest import MakeParts
 from tests.contract.helpers import unavailable
 from tests.paths import ROOT
@@ -195,10 +195,8 @@ def sunday(hour: int, minute: int = 0) -> datetime:
 def test_each_recipient_has_their_own_schedule(mailing: Parts, server: SmtpServer) -> None:
     day = sunday(0)
     hold(mailing.store, recipients=[ALICE, BOB, "carol@example.org"])
-    mailing.store.recipients.set_preferences(
-        ALICE, Preferences("sunday", (time_of_day(11), time_of_day(17)), "Asia/Kathmandu")
-    )
-    mailing.store.recipients.set_preferences(BOB, Preferences("monday", (time_of_day(6),)))
+    prefer(mailing.store, ALICE, Preferences("sunday", (time_of_day(11), time_of_day(17)), "Asia/Kathmandu"))
+    prefer(mailing.store, BOB, Preferences("monday", (time_of_day(6),)))
     mailing.store.recipients.set_digests_stopped("carol@example.org", now())
     for person in mailing.store.recipients.unscheduled(10):  # as if all news were from that day
         at = mailing.domains.plan(person.recipient, person.preferences).next_time(day)
@@ -215,7 +213,7 @@ def test_each_recipient_has_their_own_schedule(mailing: Parts, server: SmtpServe
 def test_the_digest_shows_the_times_of_its_reader(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__timezone="Europe/Berlin")
     hold(parts.store)
-    parts.store.recipients.set_preferences(ALICE, Preferences(timezone="Asia/Kathmandu"))
+    prefer(parts.store, ALICE, Preferences(timezone="Asia/Kathmandu"))
     run.send_all(parts, now())
     zones = {mail.recipients[0]: re.findall(r"Times are in (\S+)\.", text(mail)) for mail in server.mails}
     assert zones == {ALICE: ["Asia/Kathmandu"], BOB: ["Europe/Berlin"]}
@@ -227,7 +225,7 @@ def test_changing_the_schedule_moves_the_planned_digest(mailing: Parts, server: 
     hold(mailing.store, recipients=[ALICE])
     news.schedule_news(mailing, now())
     planned = mailing.store.recipients.get(ALICE).next_digest_at
-    mailing.store.recipients.set_preferences(ALICE, Preferences(at=(time_of_day(23, 59),)))
+    prefer(mailing.store, ALICE, Preferences(at=(time_of_day(23, 59),)))
     news.schedule_news(mailing, now())
     moved = mailing.store.recipients.get(ALICE).next_digest_at
     assert planned is not None
@@ -241,7 +239,7 @@ def test_recipients_without_digests_by_the_settings_are_notified_after_choosing(
 ) -> None:
     parts = make_parts(mail__url=server.url, digest__schedule="never")
     hold(parts.store)
-    parts.store.recipients.set_preferences(BOB, Preferences("daily"))
+    prefer(parts.store, BOB, Preferences("daily"))
     assert tick(parts, tomorrow() + DAY).sent == [(BOB, 1)]
     assert news.schedule_news(parts, now()) == 0, "out of the way"
     assert run.send_due(parts, tomorrow() + 3 * DAY).skipped == [(ALICE, "digest.schedule is never")]

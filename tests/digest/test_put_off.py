@@ -14,7 +14,7 @@ from portal.model.message import WAITING, Reader, Scan, ScanOutcome, Tier
 from portal.model.schedule import Preferences
 from portal.stores import LEASE
 from portal.stores.records import Digest, DigestRequest, Unsent
-from tests.builders import ALICE, BOB, BY_LINK, body, export, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, body, export, hold, mail, now, prefer
 from tests.conftest import MakeParts
 from tests.digest.test_notices import SIGNED, wanted
 from tests.digest.test_process import failing, mailing, notified, server, text, tick
@@ -33,7 +33,7 @@ def first(mailing: Parts, server: SmtpServer) -> datetime:
 
 def chosen(parts: Parts, server: SmtpServer) -> datetime:
     at = now().replace(hour=7, minute=0, second=0, microsecond=0) - 40 * DAY
-    parts.store.recipients.set_preferences(ALICE, Preferences(timezone="UTC", only_wanted=True))
+    prefer(parts.store, ALICE, Preferences(timezone="UTC", only_wanted=True))
     hold(parts.store, recipients=[ALICE], at=at - DAY / 2)
     assert tick(parts, at + SECONDS).sent == [(ALICE, 1)], "the first digest waits for nothing"
     server.mails.clear()
@@ -100,7 +100,7 @@ def test_a_requested_digest_and_one_by_name_do_not_wait(mailing: Parts, server: 
     assert mornings(mailing, first + DAY, 1)[0].sent == [], "that request was answered"
     assert run.send_all(mailing, at + DAY).sent == [(ALICE, 1)], "whatever the schedule"
     hold(mailing.store, recipients=[ALICE], at=at + DAY + MINUTE)
-    mailing.store.recipients.set_preferences(ALICE, Preferences(timezone="UTC"))
+    prefer(mailing.store, ALICE, Preferences(timezone="UTC"))
     assert mornings(mailing, first + 2 * DAY, 1)[0].sent == [(ALICE, 1)], "she changed her mind"
 
 

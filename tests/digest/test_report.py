@@ -21,7 +21,7 @@ from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Count, Month
 from portal.policy.report import Reports
 from portal.stores.records import QueuedMail
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, prefer
 from tests.conftest import MakeParts
 from tests.smtp_server import DROP, SmtpServer
 
@@ -148,10 +148,10 @@ def test_a_process_that_is_killed_or_another_host_sends_no_second_one(
 
 
 def test_who_wants_no_report_gets_none(parts: Parts) -> None:
-    parts.store.recipients.set_preferences(ALICE, Preferences(monthly_report=False))
+    prefer(parts.store, ALICE, Preferences(monthly_report=False))
     assert send_reports(parts, BEGIN + 8 * HOUR) == 1
     assert send_reports(parts, BEGIN + 9 * HOUR) == 0
-    parts.store.recipients.set_preferences(ALICE, Preferences(monthly_report=True))
+    prefer(parts.store, ALICE, Preferences(monthly_report=True))
     assert send_reports(parts, BEGIN + 10 * HOUR) == 1
 
 
@@ -196,7 +196,7 @@ def test_a_clock_that_is_a_year_ahead_sends_none(parts: Parts) -> None:
 
 
 def test_it_is_in_the_language_of_the_person(parts: Parts, server: SmtpServer) -> None:
-    parts.store.recipients.set_preferences(ALICE, Preferences(language="ar"))
+    prefer(parts.store, ALICE, Preferences(language="ar"))
     send_reports(parts, BEGIN + 8 * HOUR)
     mail = next(mail for mail in sent(parts, server, BEGIN + 8 * HOUR) if mail["To"] == ALICE)
     assert 'dir="rtl"' in texts(mail)[1] and mail["Subject"] != "Quarantine report for October 2026"

@@ -24,7 +24,7 @@ from portal.model.links import MARK_HEADER, Action
 from portal.model.message import State, Tier
 from portal.model.schedule import Preferences
 from portal.stores.records import Held, QueuedMail
-from tests.builders import ALICE, body, export, mail, now
+from tests.builders import ALICE, body, export, mail, now, prefer
 from tests.conftest import MakeParts
 from tests.faults.conftest import Report
 from tests.faults.test_digest_kills import read
@@ -282,7 +282,7 @@ def test_nights_with_a_clock_change_skip_and_duplicate_nothing(
         zone = ZoneInfo(name)
         people = {f"n{number}-{n}@example.org": hours for n, hours in enumerate(wanted)}
         for person, hours in people.items():
-            parts.store.recipients.set_preferences(person, Preferences("daily", hours, name))
+            prefer(parts.store, person, Preferences("daily", hours, name))
         start, end = night - 26 * HOUR, night + 26 * HOUR
         world.true = start
         sent_at: dict[str, set[datetime]] = {person: set() for person in people}

@@ -26,7 +26,7 @@ from portal.model.staff import Role
 from portal.stores import LEASE
 from portal.stores.records import Command, Job
 from portal.stores.shared import facet_index
-from tests.builders import ALICE, BOB, BY_LINK, MALLORY, now, rule
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, now, prefer, rule
 from tests.conftest import MakeParts
 from tests.flows.masses import (
     BY_SHELL,
@@ -196,7 +196,7 @@ def test_a_forgotten_job_hides_nothing_for_longer_than_a_day(site: Site) -> None
 
 
 def test_a_notice_leaves_out_what_is_held_back(site: Site, relay: SmtpServer) -> None:
-    site.store.recipients.set_preferences(ALICE, Preferences(notices=True))
+    prefer(site.store, ALICE, Preferences(notices=True))
     signed = (
         Symbol("R_DKIM_ALLOW", -0.2, ("example.net:s=s",)),
         Symbol("DMARC_POLICY_ALLOW", -0.5, ("example.net,none",)),

@@ -28,7 +28,7 @@ from portal.model.message import Actor, ActorKind, Tier
 from portal.model.schedule import Preferences
 from portal.model.text import TAGS, wrapped
 from portal.web.auth.page import Methods
-from tests.builders import ALICE
+from tests.builders import ALICE, prefer
 from tests.smtp_server import SmtpServer
 from tests.web_client import Site
 
@@ -84,7 +84,7 @@ def test_a_person_is_addressed_in_their_language_everywhere(
     with SmtpServer() as server:
         site = Site(make_parts(mail__url=server.url, mail__admin_address="admin@example.com"))
         held, grave = site.hold(), site.hold(tier=Tier.DANGEROUS)
-        site.store.recipients.set_preferences(ALICE, chosen)
+        prefer(site.store, ALICE, chosen)
         send_all(site.parts, site.now, recipient=ALICE)
         digest = bytes(server.mails[0].data)
     other = {"Accept-Language": "en" if language == "de" else "de"}
@@ -151,7 +151,7 @@ def test_an_unknown_person_gets_the_language_of_their_browser(make_parts: Callab
 def test_a_strangers_sign_in_discloses_nothing_by_its_language(make_parts: Callable[..., Parts]) -> None:
     site = Site(make_parts())
     site.hold()
-    site.store.recipients.set_preferences(ALICE, Preferences(language="de"))
+    prefer(site.store, ALICE, Preferences(language="de"))
     pages = []
     for address in (ALICE, "nobody-at-all@example.org"):
         browser = site.browser()

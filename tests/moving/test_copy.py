@@ -31,7 +31,20 @@ from portal.stores.contracts import Messages
 from portal.stores.files.messages import FileMessages
 from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.records import Held, Record
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now, rule, second_factor
+from tests.builders import (
+    ALICE,
+    BOB,
+    BY_LINK,
+    BY_OPERATOR,
+    MALLORY,
+    digesting,
+    hold,
+    mail,
+    now,
+    prefer,
+    rule,
+    second_factor,
+)
 from tests.contract.test_tokens import token
 from tests.databases import Databases
 from tests.paths import ROOT
@@ -148,7 +161,7 @@ def fill(store: Store) -> list[Held]:
     shared = mail()
     held += [hold(store, shared, recipients=[ALICE]), hold(store, shared, recipients=[BOB], queue_id=None)]
     store.recipients.set_digests_stopped(BOB, now())
-    store.recipients.set_preferences(BOB, Preferences("monday", (time(6, 30),), "Asia/Tokyo"))
+    prefer(store, BOB, Preferences("monday", (time(6, 30),), "Asia/Tokyo"))
     store.recipients.revoke_links(MALLORY, now())
     store.recipients.forget_devices(MALLORY, now())
     fill_rules(store)
@@ -208,7 +221,7 @@ def test_mail_and_changes_during_a_copy_are_copied_by_the_next_run(
     )
     source.recipients.set_digests_stopped(BOB, None)
     source.recipients.set_digests_stopped(ALICE, now())
-    source.recipients.set_preferences(BOB, Preferences("daily"))
+    prefer(source, BOB, Preferences("daily"))
     source.recipients.revoke_links(BOB, now())
     with digesting(source, BOB, now(), 3, ignore_schedule=True):
         pass

@@ -48,7 +48,7 @@ from portal.stores.postgres import partitions as postgres_partitions
 from portal.stores.postgres import rows as postgres_rows
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.records import Held
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, SENDER, body, digesting, export, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, SENDER, body, digesting, export, hold, mail, now, prefer
 from tests.paths import DATA
 
 DAY = timedelta(days=1)
@@ -846,7 +846,7 @@ def test_a_change_of_many_recipients_waits_for_their_own_act(
     store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> None:
     """Otherwise it would write back what it read before."""
-    store.recipients.set_preferences(ALICE, Preferences())
+    prefer(store, ALICE, Preferences(language="fr"))
 
     def change() -> None:
         store.recipients.change(

@@ -32,7 +32,7 @@ from portal.stores.files.store import FileStore
 from portal.stores.journal import person_line
 from portal.stores.records import Person
 from portal.stores.shared.recipients import choices
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now, rule, second_factor
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now, prefer, rule, second_factor
 from tests.contract.test_tokens import token
 from tests.moving.test_copy import everything, fill, fill_rules, release
 from tests.paths import ROOT
@@ -277,7 +277,7 @@ def test_purge_shortens_the_journal_and_keeps_current_lines(
         DeliveryId(requested.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
     )
     store.recipients.set_digests_stopped(ALICE, now())
-    store.recipients.set_preferences(BOB, Preferences("monday"))
+    prefer(store, BOB, Preferences("monday"))
     today = next((folder / "journal").glob("*.jsonl"))
     old = today.rename(today.with_name("2020-01-01.jsonl"))
     store.purge(now() - timedelta(days=30), now())
@@ -334,7 +334,7 @@ def test_preferences_set_while_purge_shortens_the_journal_are_the_last_ones(
     folder: Path, open_store: Callable[[], FileStore], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = open_store(), open_store()
-    store.recipients.set_preferences(ALICE, Preferences("monday"))
+    prefer(store, ALICE, Preferences("monday"))
     today = next((folder / "journal").glob("*.jsonl"))
     today.rename(today.with_name("2020-01-01.jsonl"))
     writer = threading.Thread(target=other.recipients.set_digests_stopped, args=(ALICE, now()))

@@ -9,7 +9,7 @@ from digest.housekeeping import send_queued
 from digest.notices import send_notices
 from portal.model.links import Action
 from portal.model.message import Tier
-from tests.builders import ALICE
+from tests.builders import ALICE, prefer
 from tests.system.link_states import request_link
 from tests.system.local_site import read_mail
 from tests.system.samples import PROVEN, WANTED
@@ -33,9 +33,7 @@ def _role_digest(stage: Stage) -> None:
 def _notice(stage: Stage) -> None:
     site, store = stage.site, stage.site.store
     zone = f"Etc/GMT{site.now.hour - 12:+}"  # it is noon there: no notice is sent at night
-    store.recipients.set_preferences(
-        ALICE, replace(store.recipients.get(ALICE).preferences, timezone=zone, notices=True)
-    )
+    prefer(store, ALICE, replace(store.recipients.get(ALICE).preferences, timezone=zone, notices=True))
     news.schedule_news(site.parts, site.now)
     subject, sender = WANTED[stage.language][0]
     site.hold(recipients=[ALICE], subject=subject, header_from=sender, symbols=PROVEN, score=15.4)

@@ -13,7 +13,7 @@ from portal.model.errors import StoreUnavailable
 from portal.model.message import Actor, ActorKind, EventKind, Start, Tier, new_id
 from portal.model.message import State as DeliveryState
 from portal.model.schedule import Preferences
-from tests.builders import ALICE, BOB, BY_LINK, rule
+from tests.builders import ALICE, BOB, BY_LINK, prefer, rule
 from tests.system.link_states import LINKS, SIGN_IN
 from tests.system.mail_states import MAILS
 from tests.system.message_states import MESSAGES
@@ -232,7 +232,7 @@ def _stopped(stage: Stage) -> None:
 
 def _waiting_digest(stage: Stage) -> None:
     dave, site = "dave@example.org", stage.site
-    site.store.recipients.set_preferences(dave, Preferences(only_wanted=True))
+    prefer(site.store, dave, Preferences(only_wanted=True))
     for number in (1, 2):
         site.hold(recipients=[dave], subject=f"Miracle {number}", header_from=f"Cure <x{number}@cure.example>")
         if number == 1:

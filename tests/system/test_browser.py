@@ -22,7 +22,7 @@ from portal.model.links import Action
 from portal.model.message import Actor, ActorKind, EventKind, Filter, Scan, ScanOutcome, State, Symbol, Tier
 from portal.model.schedule import Preferences
 from portal.model.text import TAGS
-from tests.builders import ALICE, BOB, digesting, rule
+from tests.builders import ALICE, BOB, digesting, prefer, rule
 from tests.system.accessibility import nodes, unclear
 from tests.system.local_site import LocalSite, local_site, part, read_mail, sign_in
 from tests.web_client import Site
@@ -391,7 +391,7 @@ def test_rows_are_low_in_all_languages(make_parts: Callable[..., Parts], steered
         for state, tag in product(("held", "requested", "released", "deleted"), TAGS):
             if tag == TAGS[0]:
                 move(site, state)
-            site.store.recipients.set_preferences(ALICE, Preferences(language=tag))
+            prefer(site.store, ALICE, Preferences(language=tag))
             for width, highest in ((390, 80), (1280, 56)):
                 page.set_viewport_size({"width": width, "height": 640})
                 page.goto(f"{site.parts.settings.public_url}/?state={state}")
@@ -488,7 +488,7 @@ def test_the_text_of_a_message_begins_in_the_first_400_pixels_of_a_phone(
     held = site.hold(tier, subject=subject, header_from=sender, data=data, from_count=1, symbols=symbols)
     page = signed_in(site, steered, viewport={"width": 390, "height": 844}).new_page()
     for language in ("en", "de", "fr", "pl"):
-        site.store.recipients.set_preferences(ALICE, Preferences(language=language))
+        prefer(site.store, ALICE, Preferences(language=language))
         page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
         heading, box = page.locator("h1").bounding_box(), page.locator(".text").bounding_box()
         assert heading and heading["height"] >= 50, "the subject has two lines"

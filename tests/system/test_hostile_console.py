@@ -33,7 +33,7 @@ from portal.model.token import Scope
 from portal.policy.report import Reports
 from portal.policy.tokens import TokenRequest
 from portal.stores.records import Held
-from tests.builders import ALICE, BY_LINK, BY_OPERATOR, rule
+from tests.builders import ALICE, BY_LINK, BY_OPERATOR, prefer, rule
 from tests.paths import ROOT
 from tests.system.browsers import Window, open_with_frames
 from tests.system.local_site import LocalSite, local_site, part
@@ -197,7 +197,7 @@ def sent(site: LocalSite, hostile: list[str]) -> list[str]:
     """Return the HTML parts of mails about what was written: a digest, notices, the monthly report, sign-in mails."""
     store = site.store
     wanted = store.recipients.get(ALICE).preferences
-    store.recipients.set_preferences(ALICE, replace(wanted, timezone=f"Etc/GMT{site.now.hour - 12:+}", notices=True))
+    prefer(store, ALICE, replace(wanted, timezone=f"Etc/GMT{site.now.hour - 12:+}", notices=True))
     site.digest()
     for number, payload in enumerate(hostile[:20]):
         name = f"Shop <w{number}@w{number}.example>"  # a hostile name makes no message likely a mistake

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 from portal.assemble import Parts
 from portal.model.message import Symbol, Tier
 from portal.model.schedule import Preferences
-from tests.builders import ALICE, BY_LINK
+from tests.builders import ALICE, BY_LINK, prefer
 from tests.system.local_site import local_site, sign_in
 from tests.system.samples import hold_samples
 
@@ -104,7 +104,7 @@ def test_the_names_of_views_are_beside_each_other(
 ) -> None:
     """They do not become narrower than their texts: the line scrolls."""
     with local_site(make_parts) as site:
-        site.store.recipients.set_preferences(ALICE, Preferences(language=language))
+        prefer(site.store, ALICE, Preferences(language=language))
         hold_samples(site)
         context = browser.new_context(viewport={"width": 320, "height": 800})
         sign_in(site, context)
@@ -124,7 +124,7 @@ def test_the_domain_of_a_sender_is_seen_in_the_list(
 ) -> None:
     """Also beside the longest button and a day in words: the name is cut before it."""
     with local_site(make_parts) as site:
-        site.store.recipients.set_preferences(ALICE, Preferences(language=language))
+        prefer(site.store, ALICE, Preferences(language=language))
         senders = ('"Kontor Nord Versandhandel" <orders@kontor-nord.example>', "<lena.wagner@partner-firma.example>")
         for tier, sender in product((Tier.SPAM, Tier.SUSPICIOUS, Tier.DANGEROUS), senders):
             site.hold(tier, subject=f"Offer {tier}", header_from=sender, at=site.now - timedelta(days=9))

@@ -24,7 +24,7 @@ from portal.web.audit import ACT_NAMES
 from portal.web.console_acts import _DECISIONS, _PERMISSIONS
 from portal.web.mass_acts import _CHANGES
 from portal.web.recipients import _ACTS
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, digesting, rule
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, digesting, prefer, rule
 from tests.smtp_server import SmtpServer
 from tests.web.test_second_factor import app_of, hidden
 from tests.web.test_staff import MATRIX
@@ -162,7 +162,7 @@ def test_acts_have_names_in_the_language_of_the_reader(two_domains: Site) -> Non
     browser = staff(two_domains, Role.AUDITOR)
     page = browser.get("/admin/audit").text
     assert "<td>Rule added</td>" in page and "rule-added</td>" not in page
-    two_domains.store.recipients.set_preferences("mallory@example.org", Preferences(language="de"))
+    prefer(two_domains.store, "mallory@example.org", Preferences(language="de"))
     page = browser.get("/admin/audit?act=domain-set").text
     assert "<td>Wert einer Domain ge\xe4ndert</td>" in page
     assert '<option value="domain-set" selected>Wert einer Domain ge\xe4ndert</option>' in page

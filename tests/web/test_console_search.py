@@ -18,7 +18,7 @@ from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Count
 from portal.stores.records import Page
 from portal.stores.shared.facets import SqlFacets
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold, prefer
 from tests.web_client import Browser, Site
 
 BAD = (Symbol("FUZZY_DENIED", 12.0), Symbol("R_SPF_ALLOW", -0.2))
@@ -181,7 +181,7 @@ def test_an_empty_answer_says_why(site: Site, pairs: list[tuple[str, str]], reas
 
 
 def test_what_a_search_answers_is_in_the_language_of_the_reader(site: Site) -> None:
-    site.store.recipients.set_preferences(MALLORY, Preferences(language="de"))
+    prefer(site.store, MALLORY, Preferences(language="de"))
     hold(site.store, recipients=[ALICE])
     browser = staff(site)
     page = get(browser, ("recipient", "nobody@example.org"))

@@ -15,7 +15,7 @@ from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.policy.domains import Domains
 from portal.settings.domains import EDITABLE
-from tests.builders import ALICE, BY_OPERATOR, MALLORY, WRONG_VALUES, with_parts
+from tests.builders import ALICE, BY_OPERATOR, MALLORY, WRONG_VALUES, prefer, with_parts
 from tests.web_client import Answer, Browser, Site
 
 DOMAINS = ("example.org", "example.net", "münchen.example")
@@ -104,7 +104,7 @@ def sentence(answer: Answer, key: str) -> str:
 def test_a_wrong_value_is_explained_in_the_language_of_the_reader(site: Site, key: str, value: str) -> None:
     browser = staff(site)
     english = sentence(change(browser, key, value), key)
-    site.store.recipients.set_preferences(MALLORY, Preferences(language="de"))
+    prefer(site.store, MALLORY, Preferences(language="de"))
     german = sentence(change(browser, key, value), key)
     assert re.search(r"\b(Enter|Use|Leave out) ", english) and not re.search(r"\b(Enter|Use|is|the) ", german)
 
@@ -129,7 +129,7 @@ def test_a_value_of_the_settings_file_is_not_removed_here(make_parts: Callable[.
 def test_the_help_of_values_is_in_the_language_of_the_reader(site: Site) -> None:
     browser = staff(site)
     assert "Name of the quarantine, as site.name." in browser.get("/admin/domains?domain=example.org").text
-    site.store.recipients.set_preferences(MALLORY, Preferences(language="de"))
+    prefer(site.store, MALLORY, Preferences(language="de"))
     page = browser.get("/admin/domains?domain=example.org").text
     assert "Name der Quarant\xe4ne, wie site.name." in page and "as site.name" not in page
 

@@ -16,7 +16,7 @@ from portal.model.message import DeliveryId, Symbol, Tier
 from portal.model.schedule import Preferences
 from portal.web import inbox
 from portal.web.listing import Listing
-from tests.builders import ALICE, BOB, BY_LINK
+from tests.builders import ALICE, BOB, BY_LINK, prefer
 from tests.conftest import MakeParts
 from tests.web_client import Browser, Site
 
@@ -383,7 +383,7 @@ def test_days_until_the_removal_are_those_of_the_reader(site: Site) -> None:
     site.hold(at=site.now - timedelta(days=site.parts.settings.store.retention_days) + timedelta(hours=4, minutes=30))
     browser = site.signed_in(ALICE)
     assert ends(browser.get("/").text) == ["Removed tomorrow"]
-    site.store.recipients.set_preferences(ALICE, Preferences(timezone="America/New_York"))
+    prefer(site.store, ALICE, Preferences(timezone="America/New_York"))
     assert ends(browser.get("/").text) == ["Removed today"]
 
 

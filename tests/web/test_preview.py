@@ -18,7 +18,7 @@ from portal.digests.compose import MAIL_BYTES
 from portal.model.links import TOKEN_PATTERN
 from portal.model.message import Symbol, Tier
 from portal.model.schedule import Preferences
-from tests.builders import ALICE, BOB, MALLORY, hold
+from tests.builders import ALICE, BOB, MALLORY, hold, prefer
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
@@ -84,7 +84,7 @@ def few(site: Site) -> None:
 def of_a_role(site: Site) -> None:
     for recipient in (ALICE, SALES, INFO, INFO, BOB):
         hold(site.store, recipients=[recipient], subject=f"Offer for {recipient}")
-    site.store.recipients.set_preferences(ALICE, Preferences(language="ar", timezone="Asia/Kathmandu"))
+    prefer(site.store, ALICE, Preferences(language="ar", timezone="Asia/Kathmandu"))
 
 
 def many(site: Site) -> None:
@@ -158,7 +158,7 @@ def page_of(site: Site) -> str:
 def test_the_page_says_when_the_digest_is_sent(site: Site) -> None:
     few(site)
     assert re.search(r"Next digest: \w+, \d+ \w+ \d+, 06:30 \(Europe/Berlin\)\.", page_of(site))
-    site.store.recipients.set_preferences(ALICE, Preferences(timezone="Asia/Kathmandu"))
+    prefer(site.store, ALICE, Preferences(timezone="Asia/Kathmandu"))
     assert re.search(r", 06:30 \(Asia/Kathmandu\)\.", page_of(site))
     site.store.recipients.schedule(ALICE, site.now - timedelta(seconds=1))
     assert "will be sent within a few minutes." in page_of(site)
@@ -166,7 +166,7 @@ def test_the_page_says_when_the_digest_is_sent(site: Site) -> None:
 
 def test_the_page_says_that_the_digest_waits_for_wanted_mail(site: Site) -> None:
     hold(site.store, recipients=[ALICE])
-    site.store.recipients.set_preferences(ALICE, Preferences(only_wanted=True))
+    prefer(site.store, ALICE, Preferences(only_wanted=True))
     assert run.send_all(site.parts, site.now).sent == [(ALICE, 1)]
     hold(site.store, recipients=[ALICE])
     latest = re.search(r"at the latest until \w+, (\d+) \w+ \d+, 06:30 \(Europe/Berlin\)\.", page_of(site))

@@ -14,7 +14,7 @@ from portal.assemble import Parts
 from portal.model.audit import AuditFilter
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, prefer
 from tests.web_client import ORIGIN, Answer, Browser, Site
 
 LIST = "/admin/recipients/list"
@@ -85,7 +85,7 @@ SEMICOLONS = "Zone;address;at\n;{0};7:00,16:00\ndefault;{1};\n"
 
 @pytest.mark.parametrize("table", [COMMAS, SEMICOLONS], ids=["commas", "semicolons"])
 def test_a_file_sets_preferences(site: Site, table: str) -> None:
-    site.store.recipients.set_preferences(BOB, Preferences(timezone="Asia/Tokyo"))
+    prefer(site.store, BOB, Preferences(timezone="Asia/Tokyo"))
     browser = staff(site)
     page = send(browser, {"act": "set", "language": "fr"}, table.format(ALICE, BOB).encode("utf-8-sig"))
     assert facts(page)["Would be changed"] == "2"
@@ -167,7 +167,7 @@ def test_a_long_list_takes_several_transactions(site: Site) -> None:
 
 def test_preferences_are_exported_for_the_form_above(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.hold(recipients=(ALICE, BOB, "info@example.org", JO))
-    site.store.recipients.set_preferences(ALICE, Preferences("weekdays", (time(7), time(16, 30)), only_wanted=True))
+    prefer(site.store, ALICE, Preferences("weekdays", (time(7), time(16, 30)), only_wanted=True))
     site.store.recipients.set_digests_stopped(JO, site.now)
     browser = staff(site)
     assert f'action="/quarantine{LIST}/export"' in browser.get(LIST).text
@@ -182,7 +182,7 @@ def test_preferences_are_exported_for_the_form_above(site: Site, monkeypatch: py
         f'{ALICE},weekdays,"07:00,16:30",default,default,default,on',
         f"{BOB},default,default,default,default,default,default",
     ]
-    site.store.recipients.set_preferences(ALICE, Preferences(language="fr"))
+    prefer(site.store, ALICE, Preferences(language="fr"))
     confirm(browser, send(browser, {"act": "set"}, answer.body))
     assert site.store.recipients.get(ALICE).preferences == Preferences(
         "weekdays", (time(7), time(16, 30)), only_wanted=True

@@ -21,7 +21,7 @@ from portal.model.message import EventKind, State, Tier
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Unsent
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, rule
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, prefer, rule
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
 from tests.web_client import Answer, Browser, Site
@@ -53,7 +53,7 @@ def test_the_page_says_what_staff_need_to_know(site: Site) -> None:
     site.hold(Tier.DANGEROUS, subject="For sales", recipients=("sales@example.net",))
     site.hold(subject="For both", recipients=("info@example.org",))
     site.parts.actions.delete(held.id, 0, BY_OPERATOR)
-    site.store.recipients.set_preferences(ALICE, Preferences(at=(time(6, 40),), timezone="Asia/Tokyo", language="fr"))
+    prefer(site.store, ALICE, Preferences(at=(time(6, 40),), timezone="Asia/Tokyo", language="fr"))
     site.store.rules.add([rule("news.example", "allow")], site.now)
     site.store.audit.record(
         AuditEntry.new(site.now, Act.SIGNED_IN, BY_LINK, ALICE, "Firefox · Windows"),

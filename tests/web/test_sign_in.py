@@ -20,7 +20,7 @@ from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import lifecycle
 from portal.web.auth.client import client_name
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting, prefer
 from tests.conftest import MakeParts
 from tests.statements import Statements
 from tests.web_client import ORIGIN, Answer, Browser, Site
@@ -591,7 +591,7 @@ def test_the_page_lists_the_browsers_that_are_signed_in(site: Site) -> None:
 
 def test_sessions_are_listed_in_the_zone_and_language_of_their_recipient(site: Site) -> None:
     here = sign_in(site, FIREFOX)
-    site.store.recipients.set_preferences(ALICE, Preferences(timezone="Asia/Kathmandu", language="de"))
+    prefer(site.store, ALICE, Preferences(timezone="Asia/Kathmandu", language="de"))
     page = here.get("/sessions").text
     assert f"{site.now.astimezone(ZoneInfo('Asia/Kathmandu')):%H:%M}" in page
     assert "Angemeldete Browser" in page

@@ -30,7 +30,7 @@ from portal.model.text import TAGS
 from portal.stores import Store, open_store
 from portal.stores.records import Held
 from portal.web import create_app
-from tests.builders import ALICE, BY_LINK, BY_OPERATOR, SENDER, mail, with_parts
+from tests.builders import ALICE, BY_LINK, BY_OPERATOR, SENDER, mail, prefer, with_parts
 from tests.smtp_server import SmtpServer
 from tests.uwsgi_client import HEALTH, exchange, packet
 from tests.web.conftest import Start
@@ -295,7 +295,7 @@ def test_many_previews_at_once_leave_threads_and_say_so(
         assert "no longer available" not in page.text
         texts = set()
         for tag in TAGS:
-            site.store.recipients.set_preferences(ALICE, Preferences(None, None, None, tag))
+            prefer(site.store, ALICE, Preferences(None, None, None, tag))
             found = re.search(
                 r'<h2 id="says"[^>]*>.*?</h2>\s*<p class="state">(.*?)</p>', browser.get(f"/messages/{held.id}/").text
             )

@@ -18,7 +18,7 @@ from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Count, Month
 from portal.stores.contracts import Recipients
 from portal.stores.records import Person
-from tests.builders import ALICE, BOB, BY_OPERATOR, hold
+from tests.builders import ALICE, BOB, BY_OPERATOR, hold, prefer
 from tests.conftest import MakeParts
 from tests.contract.helpers import release
 from tests.web_client import Browser, Site
@@ -136,7 +136,7 @@ def test_the_page_of_an_empty_store_says_so(site: Site) -> None:
 
 def test_administrators_stop_and_resume_the_mails_of_the_report(site: Site) -> None:
     browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
-    site.store.recipients.set_preferences(BOB, Preferences(timezone="Europe/Berlin"))
+    prefer(site.store, BOB, Preferences(timezone="Europe/Berlin"))
     form = {"form_token": browser.form_token()}
     for chosen, offered in (("off", "Mail me the report"), ("on", "Do not mail me the report")):
         answer = browser.post("/admin/statistics", form | {"report": chosen})
@@ -166,7 +166,7 @@ def test_the_choice_of_the_report_changes_nothing_else(site: Site, monkeypatch: 
 
     def overtaken(self: Recipients, recipient: str) -> Person:
         found = get(self, recipient)
-        store.set_preferences(recipient, replace(found.preferences, language="fr"))
+        prefer(site.store, recipient, replace(found.preferences, language="fr"))
         return found
 
     with monkeypatch.context() as patched:

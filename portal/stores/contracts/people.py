@@ -9,7 +9,6 @@ from uuid import UUID
 
 from portal.model.audit import AuditEntry
 from portal.model.message import Delivery, Reader
-from portal.model.schedule import Preferences
 from portal.stores.records import (
     MAILED_LINK,
     Claims,
@@ -201,10 +200,6 @@ class Recipients(ABC):
         Returns whether this call changed anything; stopping twice keeps the first time. ``mail`` is queued in the same
         transaction if this call stopped the digests, at most once an hour for each recipient.
         """
-
-    @abstractmethod
-    def set_preferences(self, recipient: str, preferences: Preferences) -> None:
-        """Set a recipient's preferences. Their next digest must be scheduled again, see `unscheduled`."""
 
     @abstractmethod
     def change(

@@ -109,10 +109,6 @@ class SqlRecipients(Recipients):
             update = "update recipient set stop_mailed_at = :now where recipient = :recipient"
             session.execute(update, now=now, recipient=recipient)
 
-    def set_preferences(self, recipient: str, preferences: Preferences) -> None:
-        changes = " set preferences = excluded.preferences, next_digest_at = null"
-        self._upsert(_UPSERT.format("preferences") + changes, recipient, preferences=preferences)
-
     def change(
         self, recipients: Sequence[str], after: Callable[[Person], Person], entry: Callable[[Person], AuditEntry]
     ) -> Sequence[str]:
