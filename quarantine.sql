@@ -570,16 +570,33 @@ begin
 end
 $copies$;
 
--- Returns how many releases and requests wait. A function, since its plan is cached: planning over the partitions of a
--- month took 25 ms, for each health check.
-create or replace function count_waiting(out releasing bigint, out requested bigint)
-language plpgsql stable as $count$
+-- Returns the numbers of `Stats`, and the values of two settings. A function, since its plan is cached: planning over
+-- the partitions of a month took 25 ms, for each health check.
+create or replace function store_stats(
+    moment timestamptz, heartbeat text, skipped text, out releases bigint, out requests bigint, out mails bigint,
+    out jobs bigint, out failing bigint, out due bigint, out oldest_due_at timestamptz,
+    out oldest_untried_at timestamptz, out heartbeat_at text, out not_indexed text
+) language plpgsql stable as $stats$
 begin
-    -- One query for each, since each state has an index of its own.
-    select count(*) into releasing from delivery d where d.state = 'releasing';
-    select count(*) into requested from delivery d where d.state = 'requested';
+    -- One query for each state, since each has an index of its own.
+    select count(*) into releases from delivery d where d.state = 'releasing';
+    select count(*) into requests from delivery d where d.state = 'requested';
+    select
+        (select count(*) from outbox),
+        (select count(*) from job j where j.finished_at is null),
+        (select count(*) from recipient r where r.failed_at is not null),
+        (select count(*) from recipient r
+            where r.news_since is not null and r.stopped_at is null and r.next_digest_at <= moment),
+        (select min(r.next_digest_at) from recipient r
+            where r.news_since is not null and r.stopped_at is null and r.next_digest_at <= moment),
+        (select min(r.next_digest_at) from recipient r
+            where r.news_since is not null and r.stopped_at is null and r.next_digest_at <= moment
+            and r.failed_at is null),
+        (select s.value from setting s where s.name = heartbeat),
+        (select s.value from setting s where s.name = skipped)
+        into mails, jobs, failing, due, oldest_due_at, oldest_untried_at, heartbeat_at, not_indexed;
 end
-$count$;
+$stats$;
 
 -- Returns where the body of a message is, and its first chunk, which is null if it is missing.
 create or replace function begin_body(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -209,13 +209,17 @@ class Database:
             self._pool.putconn(connection)
 
     @contextmanager
-    def transaction(self, seconds: float = OTHER_SECONDS, lock_seconds: float | None = None) -> Iterator[Connection]:
+    def transaction(
+        self, seconds: float = OTHER_SECONDS, lock_seconds: float | None = None, *, first: LiteralString = ""
+    ) -> Iterator[Connection]:
         """Run the block in a transaction. Each statement may take ``seconds`` and wait ``lock_seconds`` for a lock.
+
+        ``first``: a statement without parameters that is executed before the block, in the same round trip.
 
         The transaction is committed when the block ends, or rolled back when it raises. Raises StoreUnavailable.
         """
         with translated(), self.connection() as connection:
-            begin(connection, seconds, lock_seconds)
+            begin(connection, seconds, lock_seconds, first)
             yield connection
 
 
@@ -253,13 +257,18 @@ def _conninfo(url: str) -> str:
     return make_conninfo(url, **{name: value for name, value in _DEFAULTS.items() if name not in given})
 
 
-def begin(connection: Connection, seconds: float, lock_seconds: float | None = None) -> None:
-    """Begin a transaction with these limits for each statement and each lock. Raises psycopg.Error."""
+def begin(
+    connection: Connection, seconds: float, lock_seconds: float | None = None, first: LiteralString = ""
+) -> None:
+    """Begin a transaction with these limits for each statement and each lock, and execute a statement if there is one.
+
+    Raises psycopg.Error.
+    """
     # One simple query, one round trip. SET LOCAL, since behind PgBouncer SET would affect other clients' transactions.
     locks = seconds if lock_seconds is None else lock_seconds
     limits = f"set local statement_timeout = {seconds * 1000:.0f}; set local lock_timeout = {locks * 1000:.0f}"
     connection.timeout_seconds = seconds + _GRACE_SECONDS
-    connection.execute(f"begin; {limits}".encode())
+    connection.execute(f"begin; {limits}; {first}".encode())
 
 
 def ask(connection: Connection, statement: bytes, values: Sequence[Raw], seconds: float) -> list[bytes | None]:

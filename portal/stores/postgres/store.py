@@ -41,7 +41,7 @@ _PING_SECONDS = 1.0  # at most two with the second of waiting for the pool
 _PING: LiteralString = (
     "insert into setting values ('store.ping', now()::text) on conflict (name) do update set value = excluded.value"
 )
-_WAITING = "select * from count_waiting()"
+_STATS = "select * from store_stats(:now, :heartbeat, :skipped)"
 
 
 class PostgresStore(Store):
@@ -89,8 +89,8 @@ class PostgresStore(Store):
         return store
 
     def ping(self) -> None:
-        with self.database.transaction(_PING_SECONDS) as connection:
-            connection.execute(_PING)
+        with self.database.transaction(_PING_SECONDS, first=_PING):
+            pass
 
     def close_outcomes(self, seconds: float) -> None:
         self.outcomes.close(seconds)
@@ -106,13 +106,12 @@ class PostgresStore(Store):
 
     def stats(self, now: datetime) -> Stats:
         with self.engine.reading() as session:
-            return upkeep.stats(session, now, _WAITING)
+            return upkeep.stats(session, now, _STATS)
 
     def health(self, now: datetime) -> Stats:
         # One transaction, since a monitor asks every few seconds.
-        with self.database.transaction(_PING_SECONDS) as connection:
-            connection.execute(_PING)
-            return upkeep.stats(PostgresSession(connection), now, _WAITING)
+        with self.database.transaction(_PING_SECONDS, first=_PING) as connection:
+            return upkeep.stats(PostgresSession(connection), now, _STATS)
 
     def sizes(self) -> Sizes:
         with PostgresEngine(self.database, _SIZES_SECONDS).reading() as session:

@@ -11,32 +11,27 @@ from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine, Session
 
 HEARTBEAT = "store.heartbeat"
-# The condition on the state is that of SQLite's partial index.
-WAITING = (
-    "select count(*) filter (where state = 'releasing') as releasing,"
-    " count(*) filter (where state = 'requested') as requested"
+_DUE = f"from recipient where {HAS_NEWS} and next_digest_at <= :now"
+# For SQLite: the conditions on the state are those of its partial indexes. In parts, since each is then read from an
+# index, and of the times just the first entry.
+STATS = (
+    "select count(*) filter (where state = 'releasing'), count(*) filter (where state = 'requested'),"
+    " (select count(*) from outbox),"
+    " (select count(*) from job where finished_at is null),"
+    " (select count(*) from recipient where failed_at is not null),"
+    f" (select count(*) {_DUE}),"
+    f" (select min(next_digest_at) {_DUE}),"
+    f" (select min(next_digest_at) {_DUE} and failed_at is null),"
+    " (select value from setting where name = :heartbeat),"
+    " (select value from setting where name = :skipped)"
     " from delivery where state in ('requested', 'releasing')"
 )
 _BATCH = 500  # rows that one transaction may delete, so that ingest can run in between
 
 
-def stats(session: Session, now: datetime, waiting: str = WAITING) -> Stats:
-    """See `Store.stats`. ``waiting``: the engine's way to select what `WAITING` selects."""
-    due = f"from recipient where {HAS_NEWS} and next_digest_at <= :now"
-    row = session.one(
-        f"select releasing, requested, (select count(*) from outbox),"
-        " (select count(*) from job where finished_at is null),"
-        " (select count(*) from recipient where failed_at is not null),"
-        # In parts, since both engines then read an index only, and of the times just the first entry.
-        f" (select count(*) {due}), (select min(next_digest_at) {due}) as due_at,"
-        f" (select min(next_digest_at) {due} and failed_at is null) as untried_at,"
-        " (select value from setting where name = :heartbeat),"
-        " (select value from setting where name = :skipped)"
-        f" from ({waiting}) waiting",
-        heartbeat=HEARTBEAT,
-        skipped=facet_index.SKIPPED,
-        now=now,
-    )
+def stats(session: Session, now: datetime, statement: str = STATS) -> Stats:
+    """See `Store.stats`. ``statement``: the engine's way to select what `STATS` selects."""
+    row = session.one(statement, heartbeat=HEARTBEAT, skipped=facet_index.SKIPPED, now=now)
     assert row is not None  # noqa: S101 - an aggregate always has a row
     releases, requests, mails, jobs, failing, due, oldest, untried, heartbeat, skipped = row
     return Stats(
