@@ -394,6 +394,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "import-original": ("--dir", "original"),
     "init": None,
     "jobs": ("list",),
+    "ldap-aliases": None,  # reads no store
     "list": (),
     "domains": ("list",),
     "rules": ("list",),

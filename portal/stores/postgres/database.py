@@ -257,9 +257,7 @@ def _conninfo(url: str) -> str:
     return make_conninfo(url, **{name: value for name, value in _DEFAULTS.items() if name not in given})
 
 
-def begin(
-    connection: Connection, seconds: float, lock_seconds: float | None = None, first: LiteralString = ""
-) -> None:
+def begin(connection: Connection, seconds: float, lock_seconds: float | None = None, first: LiteralString = "") -> None:
     """Begin a transaction with these limits for each statement and each lock, and execute a statement if there is one.
 
     Raises psycopg.Error.
