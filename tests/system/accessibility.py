@@ -40,8 +40,9 @@ _LOW_TARGETS = r"""() => {
         const parts = one.matches(".mail") ? [.5, .1, .2, .3, .4, .6, .7, .8, .9] : [.5];
         return parts.map(part => [box.x + box.width * part, box.y + box.height / 2]);
     };
-    // On wide screens similar messages have 24 pixels (2.5.8): with 44 they would cover the subject above them.
-    const least = one => one.matches(".alike > summary") && matchMedia("(min-width: 56rem)").matches ? 23.5 : 43;
+    // On wide screens with a mouse similar messages have 24 pixels (2.5.8), so that their rows stay low.
+    const isLow = matchMedia("(min-width: 56rem) and (not (pointer: coarse))").matches;
+    const least = one => one.matches(".alike > summary") && isLow ? 23.5 : 43;
     const isLarge = one => points(one).some(([x, y]) => isHit(one, x, y)
         && reach(one, x, y, -1, 0) + reach(one, x, y, 1, 0) >= 43
         && reach(one, x, y, 0, -1) + reach(one, x, y, 0, 1) >= least(one));

@@ -14,6 +14,7 @@ from portal.assemble import Parts
 from portal.model.message import Symbol, Tier
 from portal.model.schedule import Preferences
 from tests.builders import ALICE, BY_LINK, prefer
+from tests.system.accessibility import low_targets
 from tests.system.local_site import local_site, sign_in
 from tests.system.samples import hold_samples
 
@@ -141,8 +142,10 @@ def test_the_domain_of_a_sender_is_seen_in_the_list(
         context.close()
 
 
-@pytest.mark.parametrize("width", [320, 390, 900, 1280])
-def test_a_press_on_a_subject_opens_its_message(make_parts: Callable[..., Parts], browser: Browser, width: int) -> None:
+@pytest.mark.parametrize(("width", "touch"), [(320, True), (390, True), (900, False), (1280, False), (1180, True)])
+def test_a_press_on_a_subject_opens_its_message(
+    make_parts: Callable[..., Parts], browser: Browser, width: int, touch: bool
+) -> None:
     """The line that unfolds similar messages is near it, and covers no subject: neither its own nor the next one."""
     with local_site(make_parts) as site:
         for tier, name, subject, is_deleted in product(
@@ -153,12 +156,16 @@ def test_a_press_on_a_subject_opens_its_message(make_parts: Callable[..., Parts]
                 held = site.hold(tier, subject=f"{subject} {number}", header_from=sender)
                 if is_deleted:
                     site.parts.actions.delete(held.id, 0, BY_LINK)
-        context = browser.new_context(viewport={"width": width, "height": 844})
+        context = browser.new_context(viewport={"width": width, "height": 844}, has_touch=touch)
         sign_in(site, context)
         page = context.new_page()
         page.goto(f"{site.parts.settings.public_url}/?state=all&size=100")
+        assert page.evaluate("matchMedia('(pointer: coarse)').matches") is touch
         assert page.locator(".alike").count() == page.locator(".rows > li").count() == 24
         assert page.locator(".rows > li").evaluate_all(_NOT_HIT) == []
+        assert low_targets(page) == []
+        frame = page.locator(".do button, .do .button").first.evaluate("one => getComputedStyle(one).borderColor")
+        assert ("0, 0, 0, 0" in frame) is not touch, "buttons in rows have no frame beside a mouse only"
         context.close()
 
 

@@ -60,6 +60,12 @@ def test_a_message_of_a_list_with_a_long_search_is_opened_in_it(site: Site, leng
     assert f'<a href="/quarantine/?{urlencode({"q": words})}">' in browser.get(location).text
 
 
+@pytest.mark.parametrize("typed", ["invoice*", "a-b_c.d~e f", "50% & more = +1", "from:alice@example.net '\"(x)"])
+def test_a_search_that_a_browser_sends_is_opened_again(site: Site, typed: str) -> None:
+    query = quote(typed, safe="*-._ ").replace(" ", "+")  # application/x-www-form-urlencoded of the URL Standard
+    assert opened_later(site, site.signed_in(ALICE), f"/?q={query}") == f"/quarantine/?q={query}"
+
+
 def test_of_an_address_that_is_too_long_the_page_is_opened(site: Site) -> None:
     held, browser = site.hold(), site.signed_in(ALICE)
     location = opened_later(site, browser, f"/messages/{held.id}/?list={'x' * 3000}")

@@ -48,7 +48,7 @@ _DESTINATION = re.compile(
     r"|admin(?:/(?:[a-z0-9-][a-z0-9.-]*/){0,4}(?:[a-z0-9-][a-z0-9.-]*)?)?)?"  # no part is .., which browsers resolve
     # The answer's head must fit into 4 KiB, the buffer of a proxy by default. A list's address is encoded twice in that
     # of a message, which then takes 15 characters for a Japanese letter of a search.
-    r"(?:\?[A-Za-z0-9_.~%=&+-]{1,2200})?",
+    r"(?:\?[A-Za-z0-9_.~*%=&+-]{1,2200})?",
     re.ASCII,
 )
 _MESSAGE = re.compile(r"/messages/([0-9a-f.-]+)/", re.ASCII)
