@@ -49,6 +49,7 @@ MEASURES = {
     "beside-postgres": beside.beside_postgres,
     "list-files": lists.list_files,
     "list-postgres": lists.list_postgres,
+    "facets-files": facets.facets_files,
     "facets-postgres": facets.facets_postgres,
     "facets-large": facets.facets_large,
     "api-postgres": api.api_postgres,

@@ -1,4 +1,4 @@
-"""Searches by staff over all held messages in PostgreSQL: by one criterion, by several, counts and groups.
+"""Searches by staff over all held messages: by one criterion, by several, in the order of scores, counts and groups.
 
 The rows have no bodies. Their symbols, servers, sizes and domains are those of `_VARIANTS` different messages: a
 symbol may be in all messages, in a fraction of them, or in one of `_VARIANTS`.
@@ -6,15 +6,21 @@ symbol may be in all messages, in a fraction of them, or in one of `_VARIANTS`.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sqlite3
 import statistics
+import tempfile
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from functools import partial
 from ipaddress import ip_network
 from json import dumps
+from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -24,6 +30,9 @@ from bench import fill
 from bench.rig import Effort, Row, p99, postgres, print_progress, spread
 from portal.model.message import Filter, Message, State, Symbol, Tier
 from portal.stores import Store, facets, open_store, search
+from portal.stores.contracts.facets import COUNTED_MAX
+from portal.stores.files import word_index
+from portal.stores.files.database import DATABASE
 from portal.stores.postgres import partitions
 from portal.stores.postgres.database import Database
 from portal.stores.records import GroupBy
@@ -32,6 +41,8 @@ HELD, LARGE, EACH, CALLS, PAGE = 1_000_000, 10_000_000, 100, 40, 50
 _VARIANTS = 2_000
 _SYMBOLS = 20  # of a message; number k is in every (k + 1)th message
 _SMALL = "small.example"  # the recipients' domain of one variant
+_NAMES = {f"SYMBOL_{n}": n + 1 for n in range(_SYMBOLS)} | {f"RARE_{n}": 100 + n for n in range(_VARIANTS)}
+_BAR = "< – / < 300"
 _INDEXES = {"message_terms_idx": "message", "facet_terms_idx": "facet"}  # building them afterwards is faster
 _FILL = """
     create temp table filled on commit drop as
@@ -54,29 +65,48 @@ _FILL = """
 
 
 def facets_postgres(effort: Effort) -> list[Row]:
-    """Measure searches over a million messages."""
-    return _facets(effort.of(HELD), "< – / < 300", effort)
+    """Measure searches over a million messages in PostgreSQL."""
+    with postgres() as url:
+        return _facets(url, "PostgreSQL", effort.of(HELD), _BAR, effort)
 
 
 def facets_large(effort: Effort) -> list[Row]:
     """Measure searches over ten million messages. Filling them in takes up to half an hour and 20 GB."""
-    return _facets(effort.of(LARGE), "< – / < 1,000", effort)
-
-
-def _facets(held: int, bar: str, effort: Effort) -> list[Row]:
-    """``bar``: of the searches."""
     with postgres() as url:
-        began = time.monotonic()
+        return _facets(url, "PostgreSQL", effort.of(LARGE), "< – / < 1,000", effort)
+
+
+def facets_files(effort: Effort) -> list[Row]:
+    """Measure searches over a million messages in files. Filling them in takes some minutes."""
+    with tempfile.TemporaryDirectory(prefix="quarantine-bench-") as folder:
+        return _facets(f"files://{folder}", "files", effort.of(HELD), _BAR, effort)
+
+
+def _facets(url: str, where: str, held: int, bar: str, effort: Effort) -> list[Row]:
+    """``bar``: of all but groups."""
+    began = time.monotonic()
+    if url.startswith("files:"):
+        _fill_files(Path(url.removeprefix("files://")), held)
+    else:
         fill_facets(url, held)
-        print_progress(f"{held} mails held in {time.monotonic() - began:.0f} s")
-        store = open_store(url)
-        try:
-            return [
-                measured(f"{what}, {held:,} held, p50 / p99 in ms", call, its_bar, effort)
-                for what, call, its_bar in calls(store, bar)
-            ]
-        finally:
-            store.close()
+    print_progress(f"{held} mails held in {time.monotonic() - began:.0f} s")
+    store = open_store(url)
+    try:
+        _check(store, held)
+        return [
+            measured(f"{what}, {held:,} held in {where}, p50 / p99 in ms", call, its_bar, effort)
+            for what, call, its_bar in calls(store, bar)
+        ]
+    finally:
+        store.close()
+
+
+def _check(store: Store, held: int) -> None:
+    """Raise RuntimeError unless searches find the messages: else it would be measured how fast nothing is found."""
+    wanted = Filter(actions=frozenset({"add header"}), symbols=("SYMBOL_0",))
+    expected = min(-(-held // 10), COUNTED_MAX)
+    if store.facets.count(wanted).count != expected:
+        raise RuntimeError(f"a search in the filled store does not find {expected} messages")
 
 
 def fill_facets(dsn: str, held: int) -> None:
@@ -106,18 +136,39 @@ def fill_facets(dsn: str, held: int) -> None:
             connection.execute("insert into setting values (%s, %s)", [f"facets.{name}", str(newest and newest[0])])
 
 
-def _make_variants(connection: psycopg.Connection, people: int) -> None:
-    """Make the tables from which `_fill_day` makes its rows."""
-    names = {f"SYMBOL_{n}": n + 1 for n in range(_SYMBOLS)} | {f"RARE_{n}": 100 + n for n in range(_VARIANTS)}
-    variants = []
+class _Variant(NamedTuple):
+    message: Message
+    row: facets.FacetRow
+    words: Sequence[str]  # the terms of the word index, without those of the recipient
+    symbols: bytes  # of `facet.symbols`
+    recipient: str | None  # None: any person
+
+
+def _variants() -> list[_Variant]:
+    made = []
     for n in range(_VARIANTS):
-        message = _message(n)
-        recipient = f"x@{_SMALL}" if n == 7 else None
+        message, recipient = _message(n), f"x@{_SMALL}" if n == 7 else None
         row = facets.facet_row(message, [recipient or fill.person(0)], [])
         words = search.terms("Offer", fill.FROM, message.header_from, message.tier, message.score, [])
-        packed = facets.pack((names[name], facets.hundredths(score)) for name, score in row.symbols)
-        more = {"header_from": message.header_from, "client_ip": message.client_ip, "recipient": recipient}
-        variants.append({**row._asdict(), **more, "n": n, "words": words, "symbols": b64encode(packed).decode()})
+        packed = facets.pack((_NAMES[name], facets.hundredths(score)) for name, score in row.symbols)
+        made.append(_Variant(message, row, words, packed, recipient))
+    return made
+
+
+def _make_variants(connection: psycopg.Connection, people: int) -> None:
+    """Make the tables from which `_fill_day` makes its rows."""
+    variants = [
+        {
+            **each.row._asdict(),
+            "header_from": each.message.header_from,
+            "client_ip": each.message.client_ip,
+            "recipient": each.recipient,
+            "n": n,
+            "words": each.words,
+            "symbols": b64encode(each.symbols).decode(),
+        }
+        for n, each in enumerate(_variants())
+    ]
     connection.execute(
         "create table variant as select n, words, terms, tier, score, action, size_bytes, sender_domain,"
         " decode(symbols, 'base64') as symbols, header_from, client_ip, recipient from json_to_recordset(%s::json) v ("
@@ -131,7 +182,7 @@ def _make_variants(connection: psycopg.Connection, people: int) -> None:
             for n in range(people):
                 copy.write_row((n, fill.person(n), search.recipient_term(fill.person(n))))
         insert = "insert into symbol_name overriding system value values (%s, %s)"
-        cursor.executemany(insert, [(number, name) for name, number in names.items()])
+        cursor.executemany(insert, [(number, name) for name, number in _NAMES.items()])
     connection.execute("analyze variant, person")
 
 
@@ -149,6 +200,66 @@ def _fill_day(dsn: str, people: int, part: tuple[date, int, int]) -> None:
     with psycopg.connect(dsn, cursor_factory=psycopg.ClientCursor) as connection:  # several statements at once
         connection.execute("set synchronous_commit = off")
         connection.execute(_FILL, values)
+
+
+def _fill_files(folder: Path, held: int) -> None:
+    """Hold the same messages in files, without files of mails, which searches do not read."""
+    open_store(f"files://{folder}").close()
+    variants, people = _variants(), max(1, held // EACH)
+    connection = sqlite3.connect(folder / DATABASE)
+    connection.execute("pragma journal_mode = off")
+    connection.execute("pragma synchronous = off")
+    connection.executemany("insert into symbol_name (name, id) values (?, ?)", _NAMES.items())
+    newest = UUID(int=0)
+    for day, first, count in fill.days_back(held):
+        for n, newest, person in fill.mails(day, first, count, people):
+            variant, key = variants[n % _VARIANTS], word_index.key(newest)
+            message, recipient = variant.message, variant.recipient or person
+            connection.execute(
+                "insert into message (rowid, id, dedup_key, tier, envelope_sender, subject, header_from, queue_id,"
+                " message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)"
+                " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?, 0)",
+                (
+                    key,
+                    newest.bytes,
+                    hashlib.sha256(newest.bytes).digest(),
+                    message.tier,
+                    fill.FROM,
+                    f"Offer {n}",
+                    message.header_from,
+                    f"Q{n}",
+                    f"{n}@a.example",
+                    message.action,
+                    message.score,
+                    message.client_ip,
+                    fill.SYMBOLS,
+                    hashlib.sha256(newest.bytes).digest(),
+                    message.size_bytes,
+                ),
+            )
+            connection.execute(
+                "insert into delivery (message_id, number, recipient, address, state, state_at)"
+                " values (?, 0, ?, ?, ?, ?)",
+                (newest.bytes, recipient, recipient, "released" if n % 100 == 3 else "held", time.time_ns() // 1000),
+            )
+            row = variant.row
+            connection.execute(
+                "insert into facet (key, tier, score, action, size_bytes, sender_domain, symbols)"
+                " values (?, ?, ?, ?, ?, ?, ?)",
+                (key, row.tier, row.score, row.action, row.size_bytes, row.sender_domain, variant.symbols),
+            )
+            terms = (*variant.words, search.recipient_term(recipient), str(n), *row.terms)
+            word_index.add(connection, key, terms)
+        word_index.index_waiting(connection)
+        connection.commit()
+    connection.executemany(
+        "insert into setting (name, value) values (?, ?)",
+        [(f"facets.{name}", str(newest)) for name in ("until", "complete")],
+    )
+    connection.execute("analyze")
+    connection.commit()
+    connection.close()
+    os.sync()
 
 
 def _build_index(dsn: str, name: str) -> None:
@@ -183,7 +294,7 @@ def _message(n: int) -> Message:
 
 
 def calls(store: Store, bar: str) -> list[tuple[str, Callable[[], object], str]]:
-    """Return what is measured, the calls, and their bars: ``bar`` for searches, none for the others."""
+    """Return what is measured, the calls, and their bars: ``bar`` for all but groups."""
     searches = {
         "nothing": Filter(),
         "a symbol of all messages": Filter(symbols=("SYMBOL_0",)),
@@ -207,10 +318,10 @@ def calls(store: Store, bar: str) -> list[tuple[str, Callable[[], object], str]]
     return [
         *((f"search: {what}", partial(store.facets.page, wanted, PAGE), bar) for what, wanted in searches.items()),
         *(
-            (f"by score: {what}", partial(store.facets.by_score, wanted, PAGE), "–")
+            (f"by score: {what}", partial(store.facets.by_score, wanted, PAGE), bar)
             for what, wanted in searches.items()
         ),
-        *((f"count: {what}", partial(store.facets.count, wanted), "–") for what, wanted in searches.items()),
+        *((f"count: {what}", partial(store.facets.count, wanted), bar) for what, wanted in searches.items()),
         *((f"groups: {by.value}", partial(store.facets.groups, Filter(), by), "–") for by in GroupBy),
     ]
 

@@ -87,7 +87,7 @@ def _postgres_day(dsn: str, day: date, first: int, count: int, people: int, bodi
             " terms tsvector) on commit drop"
         )
         with connection.cursor().copy("copy filled from stdin") as copy:
-            for n, id, recipient in _mails(day, first, count, people):
+            for n, id, recipient in mails(day, first, count, people):
                 header_from = _header_from(n, people, alike)
                 terms = " ".join(f"'{term}'" for term in _terms(n, recipient, header_from))
                 copy.write(f"{n}\t{id.hex[16:]}{id.hex[16:]}\t{recipient}\t{id}\t{header_from}\t{terms}\n")
@@ -125,7 +125,7 @@ def files(
     connection.execute("pragma journal_mode = off")
     connection.execute("pragma synchronous = off")
     for part in days:
-        mails = list(_mails(*part, people))
+        of_day = list(mails(*part, people))
         connection.executemany(
             "insert into message (rowid, id, dedup_key, tier, envelope_sender, subject, header_from, queue_id,"
             " message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)"
@@ -142,16 +142,16 @@ def files(
                     f"{n}@example.net",
                     hashlib.sha256(id.bytes).digest(),
                 )
-                for n, id, _ in mails
+                for n, id, _ in of_day
             ),
         )
         connection.executemany(
             "insert into delivery (message_id, number, recipient, address, state_at) values (?, 0, ?, ?, ?)",
-            ((id.bytes, recipient, recipient, to_micros(_start(part[0]))) for _, id, recipient in mails),
+            ((id.bytes, recipient, recipient, to_micros(_start(part[0]))) for _, id, recipient in of_day),
         )
-        for n, id, recipient in mails:
+        for n, id, recipient in of_day:
             word_index.put(connection, word_index.key(id), _terms(n, recipient, _header_from(n, people, alike)))
-        for _, id, _ in mails if with_files else ():
+        for _, id, _ in of_day if with_files else ():
             path = mail_files.path(id)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -163,7 +163,8 @@ def files(
     _check(f"files://{folder}", days, people)
 
 
-def _mails(day: date, first: int, count: int, people: int) -> Iterator[tuple[int, UUID, str]]:
+def mails(day: date, first: int, count: int, people: int) -> Iterator[tuple[int, UUID, str]]:
+    """Yield number, id and recipient of the mails of a day."""
     for n in range(count):
         id = new_id(_start(day) + timedelta(milliseconds=n * DAY_MS // count))
         yield first + n, id, person((first + n) % people)
