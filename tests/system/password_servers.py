@@ -89,9 +89,10 @@ login_trusted_networks = 127.0.0.1/32
 
 @dataclass(frozen=True)
 class PasswordServers:
-    """The ports of the servers, and the certificate of the authority that signed theirs."""
+    """The ports of the servers, the certificate of the authority that signed theirs, and the log of their requests."""
 
     ca_file: Path
+    log: Path
     ldap: int
     ldaps: int
     imap: int
@@ -101,7 +102,7 @@ class PasswordServers:
 @contextmanager
 def slapd_and_dovecot(home: Path, more_entries: Sequence[str] = ()) -> Iterator[PasswordServers]:
     """Run both until the block ends. ``more_entries``: of the directory, as `person` returns them."""
-    servers = PasswordServers(home / "ca.pem", *(free_port() for _ in range(4)))
+    servers = PasswordServers(home / "ca.pem", home / "servers.log", *(free_port() for _ in range(4)))
     _make_certificates(home)
     conf = home / "slapd.conf"
     conf.write_text(_SLAPD_CONF.format(home=home, base=BASE, portal=PORTAL_DN))
@@ -112,13 +113,12 @@ def slapd_and_dovecot(home: Path, more_entries: Sequence[str] = ()) -> Iterator[
     dovecot = home / "dovecot.conf"
     dovecot.write_text(_DOVECOT_CONF.format(home=home, starttls=servers.imap, implicit=servers.imaps))
     listen = f"ldap://127.0.0.1:{servers.ldap} ldaps://127.0.0.1:{servers.ldaps}"
-    log = home / "servers.log"
     with (
-        process(["slapd", "-f", str(conf), "-h", listen, "-d", "0"], log),
-        process(["dovecot", "-F", "-c", str(dovecot)], log),
+        process(["slapd", "-f", str(conf), "-h", listen, "-d", "stats"], servers.log),
+        process(["dovecot", "-F", "-c", str(dovecot)], servers.log),
     ):
         for port in (servers.ldap, servers.ldaps, servers.imap, servers.imaps):
-            wait_for(lambda port=port: connects(port), details=log.read_text)  # type: ignore[misc]
+            wait_for(lambda port=port: connects(port), details=servers.log.read_text)  # type: ignore[misc]
         yield servers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from tests.system.password_servers import (
     PasswordServers,
     slapd_and_dovecot,
 )
-from tests.system.services import folder
+from tests.system.services import folder, wait_for
 from tests.web_client import Browser, Site
 
 pytestmark = pytest.mark.system
@@ -198,16 +199,23 @@ def test_wrong_passwords_of_one_client_do_not_slow_down_others(servers: Password
 # ---- the page
 
 
+def directory(servers: PasswordServers) -> dict[str, Any]:
+    """Return the settings of a site with the directory over TLS."""
+    return {
+        "ldap__uri": f"ldaps://localhost:{servers.ldaps}",
+        "ldap__ca_file": servers.ca_file,
+        "ldap__base": BASE,
+        "ldap__bind_dn": PORTAL_DN,
+        "ldap__bind_password": PORTAL_PASSWORD,
+    }
+
+
 @pytest.fixture
 def site(servers: PasswordServers, make_parts: MakeParts, tmp_path: Path) -> Site:
     (tmp_path / "quarantine.toml").write_text(f'[staff.groups]\n"{ADMINISTRATORS}" = "administrator"\n')
     return Site(
         make_parts(
-            ldap__uri=f"ldaps://localhost:{servers.ldaps}",
-            ldap__ca_file=servers.ca_file,
-            ldap__base=BASE,
-            ldap__bind_dn=PORTAL_DN,
-            ldap__bind_password=PORTAL_PASSWORD,
+            **directory(servers),
             imap__host="localhost",
             imap__port=servers.imaps,
             imap__ca_file=servers.ca_file,
@@ -232,6 +240,29 @@ def test_the_mail_server_is_asked_after_the_directory(site: Site) -> None:
     assert sign_in(site, "dora@example.org", "wrong").get("/").status == 303
     vias = [entry.actor.via for entry in site.store.audit.list(AuditFilter(act="signed-in"), 10)]
     assert vias == ["imap"]
+
+
+def operations(log: str) -> list[str]:
+    """Return what slapd's log has of its clients: connections, requests, and the result of each, with its code."""
+    kinds = r"(ACCEPT|STARTTLS|BIND dn=.* method|SRCH base|UNBIND|closed|RESULT tag=\d+ err=\d+)"
+    return [re.sub(" dn=.*", "", kind) for kind in re.findall(rf"conn=\d+ (?:fd|op)=\d+ {kinds}", log)]
+
+
+@pytest.mark.parametrize("group_filter", ["", "(member={dn})"])
+def test_the_directory_has_the_same_work_for_an_address_without_an_entry(
+    servers: PasswordServers, make_parts: MakeParts, group_filter: str
+) -> None:
+    """The time of the answer would disclose who has an entry."""
+    site = Site(make_parts(**directory(servers), ldap__group_filter=group_filter))
+    found = []
+    for address in (ALICE, "nobody@example.org", "twice@example.org"):
+        before = len(servers.log.read_text())
+        answer = site.browser().post("/sign-in/password", {"address": address, "password": "wrong"})
+        assert (answer.status, "The email address or the password is wrong." in answer.text) == (403, True)
+        wait_for(lambda: operations(servers.log.read_text()[before:])[-1:] == ["closed"])  # noqa: B023 - called at once
+        found.append(operations(servers.log.read_text()[before:]))
+    assert found[0] == found[1] == found[2]
+    assert found[0].count("BIND") == 2 and found[0].count("SRCH base") == (2 if group_filter else 1)
 
 
 # ---- quarantine check
