@@ -248,7 +248,9 @@ def _rows(
     criterion: str = "",
 ) -> list[Row]:
     """Return the rows of lines. ``names``: their names for people; ``criterion``: of the search for such messages."""
-    days = {"since": period.since.isoformat(), "until": period.until.isoformat()}
+    # The search reads a day alone in the viewer's time zone, but days were counted in UTC. Its end is exclusive.
+    after = period.until + timedelta(days=1)
+    days = {"since": f"{period.since}T00:00Z", "until": f"{after}T00:00Z"}
     others = {**days, **({"domain": domain} if domain else {})}
     return [
         Row(
