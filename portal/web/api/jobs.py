@@ -60,7 +60,9 @@ class JobRequest(Model):
         description="What to do.", json_schema_extra={"enum": [*ACTS]}
     )
     search: JobSearch = Field(description="At least one criterion. Messages that arrive later are not included.")  # type: ignore[valid-type]  # it is made of the criteria
-    reason: Text = Field(max_length=REASON_CHARS, description="For the audit and the history.")
+    reason: Text = Field(
+        max_length=REASON_CHARS, description="For the audit and the history. The recipients read that of `refuse`."
+    )
     max_tier: Tier = Field(
         Tier.SPAM,
         description="Of a release: more harmful messages are left alone, so that none is released by mistake.",
