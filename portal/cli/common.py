@@ -20,7 +20,7 @@ import click
 from portal.assemble import OUTCOMES_SECONDS, Parts, assemble
 from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
-from portal.model.errors import QuarantineError, SettingsError, StoreUnusable
+from portal.model.errors import BodyDamaged, BodyMissing, QuarantineError, SettingsError, StoreUnusable
 from portal.model.message import Actor, ActorKind, Delivery, Message, domain
 from portal.model.text import shown
 from portal.settings import load
@@ -55,7 +55,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         except (WrongCall, SettingsError, StoreUnusable) as error:
             raise SystemExit(_print_error(str(error), 2)) from error
         except QuarantineError as error:
-            raise SystemExit(_print_error(str(error), 1)) from error
+            raise SystemExit(_print_error(f"{error}{body_advice(error)}", 1)) from error
         except BrokenPipeError:  # `quarantine list | head`
             sys.stderr.close()
             raise SystemExit(0) from None
@@ -67,6 +67,13 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             raise SystemExit(1) from error
 
     return run
+
+
+def body_advice(error: QuarantineError) -> str:
+    """Return what to do about a stored body that cannot be read, as a second sentence, "" for other errors."""
+    if isinstance(error, BodyDamaged | BodyMissing):
+        return ". Restore the stored mail from a backup (docs/operate.md), then try again."
+    return ""
 
 
 def _print_error(text: str, status: int) -> int:

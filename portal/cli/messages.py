@@ -13,6 +13,7 @@ from portal.cli.common import (
     NotDone,
     WrongCall,
     add_row,
+    body_advice,
     current_operator,
     find_message,
     guarded,
@@ -143,7 +144,9 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
             _print_failure(delivery, outcome)
             if isinstance(outcome, RelayDeferred):
                 click.echo("  The digest process keeps trying.", err=True)
-            elif delivery.state in (State.RELEASED, State.PASSED):
+            elif isinstance(outcome, RelayRefused):
+                click.echo("  It is held again. Remove the cause, then release it again.", err=True)
+            elif isinstance(outcome, AlreadyDone) and delivery.state in (State.RELEASED, State.PASSED):
                 click.echo("  If the message was lost, send it once more with --again.", err=True)
     if failed:
         raise SystemExit(1)
@@ -305,7 +308,7 @@ def _recipient_label(delivery: Delivery) -> str:
 
 
 def _print_failure(delivery: Delivery, error: QuarantineError) -> None:
-    advice = f". See: quarantine meta {delivery.id}" if isinstance(error, AlreadyDone) else ""
+    advice = f". See: quarantine meta {delivery.id}" if isinstance(error, AlreadyDone) else body_advice(error)
     click.echo(f"{delivery.id} {_recipient_label(delivery)}: {error}{advice}", err=True)
 
 

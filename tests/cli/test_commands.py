@@ -20,6 +20,7 @@ from portal.model.audit import AuditFilter
 from portal.model.message import DeliveryId, EventKind, Flag, Scan, ScanOutcome, State, Symbol, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BOB, BY_LINK, hold, mail, now
+from tests.moving.test_copy import damage, lose
 from tests.smtp_server import SmtpServer
 from tests.terminal import on_terminal
 
@@ -313,6 +314,7 @@ def test_release_all_reuses_connections_and_answers_in_order(run: Run, store: St
     assert result.exit_code == 1
     lines = [f"{held.id} {each}: released" for each in recipients]
     lines[7] = f"{held.id} {recipients[7]}: RCPT TO: 550 5.1.1 no such user"
+    lines.insert(8, "  It is held again. Remove the cause, then release it again.")
     assert result.output.splitlines() == lines
     assert sorted(mail.recipients[0] for mail in smtp.mails) == sorted({*recipients} - {recipients[7]})
     assert smtp.connections < len(smtp.mails)
@@ -368,7 +370,22 @@ def test_the_reason_of_a_failed_release_is_printed_once(run: Run, store: Store, 
     smtp.script["RCPT"] = "550 5.1.1 no such user"
     command = [sys.executable, "-m", "portal", "release", str(held.id)]  # as a process, since pytest captures logging
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, f"{held.id} {ALICE}: RCPT TO: 550 5.1.1 no such user\n")
+    advice = "  It is held again. Remove the cause, then release it again."
+    assert (done.returncode, done.stderr) == (1, f"{held.id} {ALICE}: RCPT TO: 550 5.1.1 no such user\n{advice}\n")
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_a_damaged_or_missing_message_is_reported_with_what_to_do(
+    run: Run, store: Store, store_url: str, smtp: SmtpServer, is_missing: bool
+) -> None:
+    held = hold(store, recipients=[ALICE])
+    (lose if is_missing else damage)(store_url, held.id)
+    for verb in ("release", "print"):
+        result = run(verb, str(held.id))
+        assert result.exit_code == 1
+        assert result.stderr.endswith(". Restore the stored mail from a backup (docs/operate.md), then try again.\n")
+        assert result.stderr.count("\n") == 1
+    assert smtp.mails == []
 
 
 def test_meta_shows_the_reply_of_the_mail_server(run: Run, store: Store) -> None:
