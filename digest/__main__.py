@@ -238,11 +238,11 @@ def _parse_time(ctx: click.Context, param: click.Parameter, text: str | None) ->
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a time like 2026-11-22T07:00:00+01:00") from error
+        raise click.BadParameter(f"{text!r} is not a time: use one like 2026-11-22T07:00:00+01:00") from error
     if moment.tzinfo is None:
         raise click.BadParameter(f"{text!r} has no offset: add Z for UTC, or one like +01:00")
     if not MINYEAR + _YEARS < moment.year < MAXYEAR - _YEARS:
-        raise click.BadParameter(f"{text!r} is too far from the present")
+        raise click.BadParameter(f"{text!r} is too far from the present: check the year")
     return moment.astimezone(UTC)
 
 
@@ -262,12 +262,12 @@ def _is_valid_unicode(argument: str) -> bool:
 def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | None) -> None:
     """Send digests of all unannounced messages now, whatever the schedule, and print the result."""
     if resend and not recipient:
-        raise click.UsageError("--resend needs --recipient ADDRESS")
+        raise click.UsageError("Give --recipient ADDRESS with --resend.")
     if resend and dry_run:
-        raise click.UsageError("--resend and --dry-run cannot be combined")
+        raise click.UsageError("Use either --resend or --dry-run.")
     # An argument that is not UTF-8, as from an ISO 8859-1 terminal, has surrogates, which no store accepts.
     if recipient is not None and ("@" not in recipient or not _is_valid_unicode(recipient)):
-        raise click.UsageError(f"--recipient {recipient!r} is not a mail address")
+        raise click.UsageError(f"--recipient {recipient!r} is not a mail address. Enter one like name@example.org.")
     with _exit_on_problem():
         parts = assemble(load())
         try:

@@ -22,7 +22,7 @@ from portal.cli.options import FILLED
 from portal.model.brand import logo_url
 from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
-from portal.model.errors import BadDomainValue
+from portal.model.errors import BadDomainValue, DomainValueNotSet
 from portal.model.message import domain
 from portal.model.text import shown
 from portal.policy.domains import Domains
@@ -112,8 +112,10 @@ def _set(domains: Domains, name: str, key: str, value: str | None) -> None:
     try:
         domains.set(name, key, value, current_operator())
         in_effect = plain_values(domains.own(name)).get(key) if value is not None else None
+    except DomainValueNotSet as error:
+        raise NotDone(str(error)) from error
     except BadDomainValue as error:
-        raise (NotDone if value is None else WrongCall)(str(error)) from error
+        raise WrongCall(str(error)) from error
     click.echo(f"{shown_address(domain(name))} {shown(key)}: {'removed' if value is None else _text(in_effect)}")
 
 

@@ -43,12 +43,13 @@ from portal.cli.common import (
     print_table,
     progress,
 )
-from portal.cli.options import MATCHING_OPTIONS, typed_filter
+from portal.cli.options import MATCHING_OPTIONS, Id, typed_filter
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
 from portal.model.text import shown
 from portal.stores.records import Command
 
+_ID = Id("quarantine jobs list")
 _LOOKS_PER_SECOND = 2
 _LATE = timedelta(seconds=60)  # longer than a job waits for its turn
 _WAITS_FOR = {
@@ -213,7 +214,7 @@ def _found(masses: MassActs, id: UUID) -> View:
 
 
 @jobs.command()
-@click.argument("id", type=click.UUID)
+@click.argument("id", type=_ID)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @guarded
 def show(id: UUID, as_json: bool) -> None:
@@ -233,7 +234,7 @@ def _steering(name: str, command: Command | None, help: str) -> None:
     """Add a command that pauses, resumes or cancels a job."""
 
     @jobs.command(name, help=help)
-    @click.argument("id", type=click.UUID)
+    @click.argument("id", type=_ID)
     @guarded
     def steer(id: UUID) -> None:
         with open_parts() as parts:
@@ -251,7 +252,7 @@ _steering("cancel", Command.CANCEL, "End a job. What it has done stays done.")
 
 
 @jobs.command()
-@click.argument("id", type=click.UUID)
+@click.argument("id", type=_ID)
 @guarded
 def retry(id: UUID) -> None:
     """Try the failed releases of a job again, as a new job, and show its progress."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
 
@@ -14,7 +15,9 @@ from portal.model import criteria
 from portal.model.criteria import moment
 from portal.model.errors import BadCriterion
 from portal.model.message import Filter
+from portal.model.text import shown
 
+_SHOWN = 100
 MATCHING_OPTIONS = ("matching", "dry_run", "reason", "yes", "notify", "hold_back")  # beside what to search for
 
 
@@ -30,6 +33,24 @@ class FilledText(click.ParamType[str]):
 
 
 FILLED = FilledText()
+
+
+class Id(click.ParamType[UUID]):
+    """An id of the portal: a UUID."""
+
+    name = "id"
+
+    def __init__(self, listing: str) -> None:
+        """``listing``: the command that lists such ids."""
+        self._listing = listing
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
+        """Return the id. Raises click.BadParameter."""
+        try:
+            return value if isinstance(value, UUID) else UUID(str(value).strip())
+        except ValueError:
+            self.fail(f"{shown(str(value), _SHOWN)!r} is not an id. Try: {self._listing}", param, ctx)
+
 
 AS_OPTION = click.option(  # of a whole program; `current_operator` reads it
     "--as",

@@ -27,11 +27,10 @@ from portal.cli.common import (
     read_input,
     record,
 )
-from portal.cli.options import FILLED, FILLED_PATH
+from portal.cli.options import FILLED, FILLED_PATH, Id
 from portal.model.audit import Act
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadRule, NotFound
-from portal.model.message import parse_id
 from portal.model.rule import Effect, Rule
 from portal.model.tables import cell, unquoted
 from portal.model.text import shown
@@ -152,22 +151,19 @@ def add(
 
 
 @rules.command()
-@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
+@click.argument("ids", type=Id("quarantine rules list"), nargs=-1, required=True, metavar="ID [ID …]")
 @guarded
-def remove(ids: Sequence[str]) -> None:
+def remove(ids: Sequence[UUID]) -> None:
     """Remove rules by their ids."""
     failed = False
     with open_parts() as parts:
-        for text in ids:
+        for id in ids:
             try:
-                rule_id = parse_id(text)
-                if rule_id is None:
-                    raise NotFound("there is no such rule")
-                parts.rulebook.remove(rule_id, current_operator())
-                click.echo(f"{text}: removed")
+                parts.rulebook.remove(id, current_operator())
+                click.echo(f"{id}: removed")
             except (NotFound, AlreadyDone) as error:
                 failed = True
-                click.echo(f"{shown(text)}: {error}. Try: quarantine rules list", err=True)
+                click.echo(f"{id}: {error}. Try: quarantine rules list", err=True)
     if failed:
         raise SystemExit(1)
 

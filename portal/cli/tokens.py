@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from uuid import UUID
 
 import click
 
@@ -17,10 +18,10 @@ from portal.cli.common import (
     open_parts,
     print_table,
 )
-from portal.cli.options import FILLED
+from portal.cli.options import FILLED, Id
 from portal.model.domains import shown_address
 from portal.model.errors import BadGrant, BadToken, NotFound
-from portal.model.message import new_id, parse_id
+from portal.model.message import new_id
 from portal.model.staff import EVERYWHERE, Role
 from portal.model.text import shown
 from portal.model.token import TOKEN_MAX, Scope, Token
@@ -95,18 +96,15 @@ def add(address: str, role: str, name: str, host: str | None, scope: str, days: 
 
 
 @token.command()
-@click.argument("id", type=FILLED, metavar="ID")
+@click.argument("id", type=Id("quarantine token list"), metavar="ID")
 @guarded
-def revoke(id: str) -> None:
+def revoke(id: UUID) -> None:
     """Revoke a token. It takes effect at once."""
     with open_parts() as parts:
         try:
-            token_id = parse_id(id)
-            if token_id is None:
-                raise NotFound("this is no id")
-            revoked = parts.tokens.revoke(token_id, current_operator(), datetime.now(UTC))
+            revoked = parts.tokens.revoke(id, current_operator(), datetime.now(UTC))
         except NotFound as error:
-            raise NotDone(f"There is no token {shown(id)!r}. `quarantine token list` shows all tokens.") from error
+            raise NotDone(f"There is no token {id}. `quarantine token list` shows all tokens.") from error
         except BadToken as error:
             raise NotDone(f"{error} `quarantine token list` shows all tokens.") from error
     click.echo(f"revoked {revoked.id} {shown(revoked.name)}")

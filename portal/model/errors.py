@@ -100,6 +100,10 @@ class BadDomainValue(QuarantineError):
         super().__init__(f"{key}: {problem}" if key else str(problem))
 
 
+class DomainValueNotSet(BadDomainValue):
+    """A value that cannot be removed, since the store does not have it."""
+
+
 class BadGrant(QuarantineError):
     """A role that cannot be given or removed. The message says why, and is a text to be translated."""
 

@@ -22,7 +22,7 @@ from portal.model.brand import Brand
 from portal.model.clock import utc_now
 from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
-from portal.model.errors import BadDomainValue, StoreUnavailable
+from portal.model.errors import BadDomainValue, DomainValueNotSet, StoreUnavailable
 from portal.model.message import Actor, Delivery, Tier, domain, new_id
 from portal.model.phrase import Phrase
 from portal.model.record import record
@@ -201,14 +201,18 @@ class Domains:
         return self._values.history(self._checked(name), limit)
 
     def set(self, name: str, key: str, value: str | None, actor: Actor) -> None:
-        """Set a value of a domain, or remove it (None). Raises BadDomainValue."""
+        """Set a value of a domain, or remove it (None), also one that may not be set any more.
+
+        Raises BadDomainValue, DomainValueNotSet.
+        """
         host = domain(name)
         if value is not None:
             self._check_key(self._checked(host), key)
             self._with(self.of_file(host), key, value)
         elif (host, key) not in {(each.domain, each.name) for each in self._values.in_use() if each.value is not None}:
+            self._check_key(self._checked(host), key)
             text = N_("This value is not set in the store. If the settings file has it, change it there.")
-            raise BadDomainValue(Phrase(text), shown(key, 40))
+            raise DomainValueNotSet(Phrase(text), key)
         self._values.set([DomainValue(new_id(), host, key, value, self._now(), actor)])
         log.info("domain value %s domain=%s key=%s by=%s", "removed" if value is None else "set", host, key, actor.who)
         self._state = self._read(self._values.version())

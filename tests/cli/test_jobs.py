@@ -263,7 +263,7 @@ def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, mon
         (("release", "--matching", "--symbol", "NEW_RULE", "4Abc1"), "Use either ids or --matching"),
         (("delete", "4Abc1", "--symbol", "NEW_RULE"), "add --matching"),
         (("delete", "--matching", "--since", "2d", "--until", "3d", "--dry-run"), "--since"),
-        (("jobs", "show", "x"), "UUID"),
+        (("jobs", "show", "x"), "'x' is not an id. Try: quarantine jobs list"),
     ],
 )
 def test_wrong_calls_change_nothing(run: Run, store: Store, words: tuple[str, ...], sentence: str) -> None:

@@ -62,10 +62,13 @@ def test_add_list_and_remove(run: Run, store: Store) -> None:
     listed = run("list").output
     for text in (str(made.id), ALICE, "promo@example.net", made.actor.who, " 3 ", "asked by phone"):
         assert text in listed
-    removed = run("remove", str(made.id), str(new_id()), "nonsense")
+    wrong = run("remove", str(made.id), "nonsense")
+    assert (wrong.exit_code, "'nonsense' is not an id. Try: quarantine rules list" in wrong.output) == (2, True)
+    assert active(store) == [replace(made, hits=3, last_hit_at=active(store)[0].last_hit_at)]
+    removed = run("remove", str(made.id), str(new_id()))
     assert removed.exit_code == 1
     assert f"{made.id}: removed" in removed.output
-    assert removed.output.count("there is no such rule") == 2
+    assert removed.output.count("there is no such rule") == 1
     assert active(store) == []
     assert "removed before" in run("remove", str(made.id)).output
     assert str(made.id) not in run("list").output

@@ -20,6 +20,7 @@ from portal.stores import open_store
 from tests.paths import ROOT
 
 _VALID = "alice@example.org"
+_ERRORS = {"NotDone", "AlreadyDone", "WrongCall", "click.UsageError", "click.BadParameter", "self.fail"}
 # What says what to do: a command, or a verb in the imperative.
 _INSTRUCTION = re.compile(
     r"\bquarantine \w|\b(add|call|check|confirm|copy|enter|exchange|give|leave out|run|save|shorten|try|use)\b", re.I
@@ -52,9 +53,9 @@ def literal(text: ast.expr) -> str:
 
 def sentences() -> Iterator[tuple[str, str]]:
     """Yield the place and text of each error of a command."""
-    for path in sorted((ROOT / "portal/cli").glob("*.py")):
+    for path in (*sorted((ROOT / "portal/cli").glob("*.py")), ROOT / "digest/__main__.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("NotDone", "AlreadyDone", "WrongCall"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in _ERRORS:
                 yield f"{path.name}:{node.lineno}", literal(node.args[0])
 
 
