@@ -1,7 +1,8 @@
 """Search criteria as people type them: in the address of a page and as options of a command, under the same names.
 
 A name may be given several times if `Criterion.many`. A message must have all symbols, and one of the tiers, states,
-actions and domains. Empty values are the caller's business: a form leaves them out, a command rejects them.
+actions and domains. An empty value is an error: as a criterion that restricts nothing, it would make an act on what a
+search finds an act on everything. A form leaves its empty fields out before.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from portal.model.errors import BadCriterion
 from portal.model.message import ACTIONS, Filter, State, Tier, domain, identity
 from portal.model.phrase import BadValue, Phrase
 from portal.model.record import record
-from portal.model.text import N_, shown
+from portal.model.text import N_, is_blank, shown
 
 TEXT_CHARS = 320  # the longest address (RFC 5321, 4.5.3.1)
 _MANY = 100  # values of one name
@@ -39,6 +40,12 @@ class Criterion:
     help: str
     read: Callable[[str, tzinfo, datetime], Any]
     many: bool = False
+
+
+def _filled(text: str) -> str:
+    if is_blank(text):
+        raise BadValue(N_("this is empty: enter a value"))
+    return text
 
 
 def _text(text: str, zone: tzinfo, now: datetime) -> str:
@@ -174,7 +181,7 @@ def read(typed: Mapping[str, Sequence[str]], zone: tzinfo, now: datetime) -> Fil
             many = Phrase(N_("give it at most %(number)s times"), {"number": str(_MANY)})
             raise BadCriterion(criterion.name, many if criterion.many else Phrase(N_("give it once")))
         try:
-            values = [criterion.read(text, zone, now) for text in texts]
+            values = [criterion.read(_filled(text), zone, now) for text in texts]
         except BadValue as error:
             raise BadCriterion(criterion.name, error.phrase) from error
         if values:

@@ -69,6 +69,14 @@ def cleaned(text: str) -> str:
     return _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text))
 
 
+def is_blank(text: str) -> bool:
+    """Return True if text has nothing to read or to search for: only spaces, invisible characters, and marks that are
+    on no letter."""
+    # NFKD, as in comparisons of a search, turns an accent that has a character of its own into a space with a mark.
+    visible = _HIDDEN.sub("", unicodedata.normalize("NFKD", text))
+    return all(unicodedata.category(c)[0] in "CMZ" for c in visible)
+
+
 def shown(text: str | None, limit: int = 200) -> str:
     """Return hostile text as one harmless line of at most ``limit`` characters.
 

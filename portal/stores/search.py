@@ -170,6 +170,8 @@ def wanted_terms(wanted: Filter) -> Terms | None:
             return None
         groups += word_groups
     if wanted.sender:
+        if not fold(wanted.sender).strip():
+            return None
         groups += _sender_groups(wanted.sender)
     if wanted.tiers and wanted.tiers != frozenset(Tier):
         groups.append(tuple(f"={tier.value}" for tier in sorted(wanted.tiers)))

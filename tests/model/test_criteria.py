@@ -55,3 +55,15 @@ def test_any_text_is_a_value_or_explained(name: str, text: str) -> None:
         assert error.sentence(str).startswith(f"{name}: ")
         assert error.sentence(str).isprintable()
         assert len(error.sentence(str)) < 400
+
+
+@pytest.mark.parametrize("name", [each.name for each in CRITERIA])
+@pytest.mark.parametrize("text", ["", " ", "\t\n", "\0", "\u200b", "\u3164", "\u0301", "\u00b4", "\u200b \u200b"])
+def test_a_text_with_nothing_to_search_for_is_an_error(name: str, text: str) -> None:
+    with pytest.raises(BadCriterion, match=f"^{name}: this is empty") as caught:
+        read({name: [text]}, BERLIN, NOW)
+    assert caught.value.name == name
+
+
+def test_no_value_of_a_name_restricts_nothing() -> None:
+    assert read({each.name: [] for each in CRITERIA}, BERLIN, NOW) == Filter()

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from portal.model.message import Actor
+from portal.model.text import is_blank
 from portal.policy.staff import Member, Permission
 
 PREFIX = "/api/v1"
@@ -22,13 +23,21 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _printable(text: str) -> str:
+def _readable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("control and format characters are not allowed")
+    if is_blank(text):
+        raise ValueError("at least one visible character is needed")
     return text
 
 
-Text = Annotated[str, Field(min_length=1, max_length=320), AfterValidator(_printable)]  # of a request
+# A text of a request, without the blanks around it. The pattern documents that blanks alone are rejected.
+Text = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, pattern=r"\S"),
+    Field(min_length=1, max_length=320),
+    AfterValidator(_readable),
+]
 
 
 @dataclass(frozen=True, slots=True)
