@@ -62,6 +62,7 @@ _LABELS = {
     "size-max": N_("Largest size"),
     "rule": N_("Rule for"),
 }
+_REPEATABLE = frozenset(each.name for each in criteria.CRITERIA if each.many)
 _MAIN = ("recipient", "words", "symbol", "since")  # fields that are always open
 _GROUPS_BY = {
     GroupBy.SYMBOL: N_("Symbol"),
@@ -122,6 +123,24 @@ class Search:
     def get(self, name: str) -> str:
         """Return the last value of a name, "" if there is none."""
         return next((value for each, value in reversed(self.values) if each == name), "")
+
+    def in_field(self, name: str) -> str:
+        """Return the value that the form's field for a criterion shows: the last one, if its list has choices the last
+        of these."""
+        if name not in _CHOICES:
+            return self.get(name)
+        choices = {value for value, _ in _CHOICES[name]}
+        typed = self.typed().get(name, [])
+        return next((value.lower() for value in reversed(typed) if value.lower() in choices), "")
+
+    def beside_field(self, name: str) -> list[str]:
+        """Return the other values of a criterion that may be repeated. The form sends them as well: without them, it
+        would find more than the page that it is on."""
+        if name not in _REPEATABLE:
+            return []
+        shown_value = self.in_field(name)
+        values = self.typed().get(name, [])
+        return [value for value in values if (value.lower() if name in _CHOICES else value) != shown_value]
 
     def typed(self) -> dict[str, list[str]]:
         """Return the criteria, as `criteria.read` takes them."""

@@ -8,10 +8,11 @@ from datetime import timedelta
 from html import unescape
 from urllib.parse import urlencode
 
+import html5lib
 import pytest
 
 from portal.assemble import Parts
-from portal.model.criteria import NAMES
+from portal.model.criteria import CRITERIA, NAMES
 from portal.model.message import Symbol, Tier
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
@@ -154,9 +155,101 @@ def test_a_wrong_value_is_named_and_nothing_is_listed(site: Site, pair: tuple[st
     assert sentence in page and "<td" not in page
 
 
+def test_a_text_with_nothing_to_search_for_is_an_error(site: Site) -> None:
+    hold(site.store, recipients=[ALICE])
+    browser = staff(site, Role.ADMINISTRATOR)
+    pair = ("sender", "\u0301")  # an accent without a letter, which comparison ignores
+    page = get(browser, pair, status=400)
+    assert "Sender: this is empty: enter a value" in page and "<td" not in page and "Delete all" not in page
+    assert browser.get(f"/admin/jobs/new?{urlencode([pair, ('act', 'delete')])}").status == 303
+
+
 def test_empty_values_and_unknown_names_restrict_nothing(site: Site) -> None:
     hold(site.store, recipients=[ALICE], subject="Wanted")
     assert "Wanted" in get(staff(site), ("recipient", ""), ("since", " "), ("x", "1"), ("by", "x"), ("before", "x"))
+
+
+def submitted(page: str, **typed: str) -> list[tuple[str, str]]:
+    """Return what a browser sends for the form of the search, after somebody typed these values into its fields."""
+    document = html5lib.parse(page, namespaceHTMLElements=False)
+    [form] = (each for each in document.iter("form") if each.get("class") == "staff-search")
+    pairs = []
+    for each in form.iter():
+        if each.tag == "input":
+            value = each.get("value", "")
+        elif each.tag == "select":
+            chosen = [option for option in each.iter("option") if "selected" in option.attrib]
+            value = (chosen or list(each.iter("option")))[-1 if chosen else 0].get("value", "")
+        else:
+            continue
+        pairs.append((each.get("name"), value if each.get("type") == "hidden" else typed.get(each.get("name"), value)))
+    return pairs
+
+
+def chips(page: str) -> list[tuple[str, str]]:
+    """Return the criteria that a page names, and where the links lead that remove them."""
+    return sorted(
+        (f"{name}: {value}", unescape(path))
+        for path, name, value in re.findall(
+            r'<li><a href="/quarantine(/admin/[^"]*)"><span><span class="for-readers">Remove filter: </span>'
+            r"(.*?): <bdi>(.*?)</bdi>",
+            page,
+        )
+    )
+
+
+REPEATED = {
+    "symbol": ("BAYES_SPAM", "FUZZY_DENIED", "A'\"<&"),
+    "domain": ("example.org", "example.net", "example.com"),
+    "action": ("reject", "add header", "greylist"),
+    "tier": ("spam", "dangerous", "suspicious"),
+    "state": ("held", "expired", "released"),  # the form has no choice for expired ones
+}
+
+
+def test_each_criterion_that_may_be_repeated_is_tested() -> None:
+    assert set(REPEATED) == {each.name for each in CRITERIA if each.many}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["forwards", "backwards"])
+def test_the_form_keeps_all_values_of_a_criterion(site: Site, name: str, order: slice) -> None:
+    browser = staff(site)
+    pairs = [("words", "offer"), *((name, value) for value in REPEATED[name][order]), ("order", "lowest-score")]
+    page = get(browser, *pairs)
+    assert len(chips(page)) == 4
+    again = get(browser, *submitted(page))
+    assert [text for text, _ in chips(again)] == [text for text, _ in chips(page)]
+    narrower = get(browser, *submitted(again, recipient=ALICE))
+    assert [text for text, _ in chips(narrower)] == sorted([*(text for text, _ in chips(page)), f"Recipient: {ALICE}"])
+    for text, path in chips(narrower):
+        fewer = browser.get(path).text
+        assert [each for each, _ in chips(get(browser, *submitted(fewer)))] == [
+            each for each, _ in chips(narrower) if each != text
+        ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("tier", "SPAM"), ("state", "Held"), ("action", "Add Header")])
+def test_the_form_keeps_a_choice_in_upper_case(site: Site, name: str, value: str) -> None:
+    browser = staff(site)
+    assert chips(get(browser, *submitted(get(browser, (name, value))))) == chips(get(browser, (name, value.lower())))
+
+
+def test_a_search_that_was_submitted_again_finds_no_more(site: Site) -> None:
+    hold(site.store, recipients=[ALICE], subject="Has both", symbols=(Symbol("A", 1), Symbol("B", 1)))
+    hold(site.store, recipients=[ALICE], subject="Has one", symbols=(Symbol("B", 1),))
+    browser = staff(site, Role.ADMINISTRATOR)
+    page = get(browser, *submitted(get(browser, ("symbol", "A"), ("symbol", "B")), recipient=ALICE))
+    assert "Has both" in page and "Has one" not in page
+    asked = browser.get(link(page, "Delete all…")).text
+    assert "Symbol: A, Symbol: B" in asked
+
+
+def test_a_field_that_was_changed_replaces_its_own_value_only(site: Site) -> None:
+    browser = staff(site)
+    page = get(browser, ("symbol", "A"), ("symbol", "B"))
+    assert [text for text, _ in chips(get(browser, *submitted(page, symbol="C")))] == ["Symbol: A", "Symbol: C"]
+    assert [text for text, _ in chips(get(browser, *submitted(page, symbol="")))] == ["Symbol: A"]
 
 
 @pytest.mark.parametrize(
