@@ -503,7 +503,7 @@ def test_times_are_in_the_readers_zone(site: Site, held: Held) -> None:
 
 
 def test_each_page_and_link_says_the_zone_of_its_times(site: Site, held: Held) -> None:
-    zone, browser = ZoneInfo("Asia/Kolkata"), site.signed_in(ALICE)
+    zone, browser, signed_in_at = ZoneInfo("Asia/Kolkata"), site.signed_in(ALICE), site.now
     token = {"form_token": browser.form_token()}
     [made] = site.store.rules.add([rule_of_alice("b.example")], site.now)
     doubtful = site.hold(Tier.SUSPICIOUS, subject="Scanned document")
@@ -517,7 +517,7 @@ def test_each_page_and_link_says_the_zone_of_its_times(site: Site, held: Held) -
     held_since, of_digest = held_at(held.id), (digest.id, 0, digest.issued_at)
     of_reader: dict[str, datetime | None] = {
         "/preferences": None,
-        "/sessions": site.now,
+        "/sessions": signed_in_at,
         f"/rules?done={made.id}": None,
         f"/messages/{held.id}/sender": held_since,
         f"/messages/{doubtful.id}/download": None,
