@@ -66,10 +66,9 @@ catalogues: install
 docs: install
 	$(BIN)/python -m tools.docs
 
-# pytest-xdist would begin with the files that have the most tests. Those with few long ones would then come last.
 test-system: install
 	tests/system/install-packages
-	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "system and not apart and not alone"
+	$(BIN)/pytest -n auto --dist loadfile -m "system and not apart and not alone"
 	$(BIN)/pytest -n 2 --dist loadfile -m "system and apart" --ignore tests/faults
 	$(BIN)/pytest -n 2 --dist loadfile -m "system and apart" tests/faults
 	$(BIN)/pytest -m "system and alone" tests/faults
