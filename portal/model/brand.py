@@ -98,7 +98,7 @@ def logo_url(octets: bytes) -> str:
 
 
 def checked_logo(url: str) -> str:
-    """Return the data URL of a logo. Raises ValueError as `logo_url`."""
+    """Return the data URL of a logo. Raises BadValue as `logo_url`."""
     match = _DATA_URL.fullmatch(url)
     if not match:
         raise BadValue("Use the path of a PNG or WebP file.")

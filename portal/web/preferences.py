@@ -266,8 +266,8 @@ class PreferencePages:
         """Store the preferences of the form. `never` is stored as an opt-out, so that resuming restores the previous
         schedule.
 
-        Notices remain the default's choice until the box is checked or cleared. What is not in the form stays as it is,
-        also if another page or process changes it at the same moment.
+        Notices remain the default's choice until the box is checked or cleared. Preferences that the form does not have
+        are kept, also if another page or process changes them at the same moment.
         """
         now, usual = self._pages.now(), self._pages.parts.domains.of(recipient)
 

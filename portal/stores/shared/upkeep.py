@@ -13,7 +13,7 @@ from portal.stores.shared.session import Engine, Session
 HEARTBEAT = "store.heartbeat"
 _DUE = f"from recipient where {HAS_NEWS} and next_digest_at <= :now"
 # For SQLite: the conditions on the state are those of its partial indexes. In parts, since each is then read from an
-# index, and of the times just the first entry.
+# index, and of the times just the first entry. Their names end with `_at`, by which the file store knows times.
 STATS = (
     "select count(*) filter (where state = 'releasing'), count(*) filter (where state = 'requested'),"
     " (select count(*) from outbox),"
