@@ -100,4 +100,4 @@ def test_messages_that_are_not_indexed_yet_leave_their_day_open(parts: Parts, mo
     index_facets(parts)
     count_days(parts, at + 30 * MINUTE)
     assert held(parts, 9) == [1]
-    assert parts.store.statistics.next_day() == (at - HOUR).date()
+    assert parts.store.statistics.next_day() == (at + 30 * MINUTE - HOUR).date()
