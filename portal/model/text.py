@@ -28,6 +28,7 @@ _STACKED_MARKS = re.compile(
 )
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
+_BRAILLE_BLANK = "\u2800"  # a symbol for Unicode, but without dots
 _COLUMNS = 76
 _WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
 # An unbreakable unit: a word, or one wide character with the punctuation that must not begin a line. A no-break space
@@ -74,7 +75,7 @@ def is_blank(text: str) -> bool:
     on no letter."""
     # NFKD, as in comparisons of a search, turns an accent that has a character of its own into a space with a mark.
     visible = _HIDDEN.sub("", unicodedata.normalize("NFKD", text))
-    return all(unicodedata.category(c)[0] in "CMZ" for c in visible)
+    return all(c == _BRAILLE_BLANK or unicodedata.category(c)[0] in "CMZ" for c in visible)
 
 
 def shown(text: str | None, limit: int = 200) -> str:

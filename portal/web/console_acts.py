@@ -14,7 +14,7 @@ from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
 from portal.model.message import Delivery, State, Tier
-from portal.model.text import N_, shown
+from portal.model.text import N_, is_blank, shown
 from portal.policy.recipients import REASON_CHARACTERS
 from portal.policy.staff import NOT_YOURS, Permission
 from portal.web.auth.mailed_link import MailedLinks
@@ -61,7 +61,7 @@ class ConsoleActs:
             if self._parts.staff.decides_own(staff.member.person, delivery):
                 return self._messages.page(request, staff, delivery, others, 403, error=NOT_YOURS)
             return self._console.forbidden(request)
-        if act == "deny" and not reason:
+        if act == "deny" and is_blank(reason):
             error = N_("Enter a reason: the recipient reads it.")
             return self._messages.page(request, staff, delivery, others, 400, error=error)
         is_late = act == "approve" and delivery.state is not State.REQUESTED

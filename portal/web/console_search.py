@@ -40,8 +40,6 @@ from portal.web.rows import Viewer
 _PAGE = 50
 _GROUPS = 100
 _ATTACHMENTS = 3  # names in a row
-_CHARS = 500  # of one value
-_VALUES = 60  # in one address
 _LABELS = {
     "recipient": N_("Recipient"),
     "sender": N_("Sender"),
@@ -117,8 +115,8 @@ class Search:
         """Return the search of a query string."""
         known = (*criteria.NAMES, "by", "order", "before")
         # Control and format characters, which the form cannot show, are no part of any value.
-        pairs = ((name, "".join(filter(str.isprintable, value[:_CHARS])).strip()) for name, value in parse_qsl(query))
-        return cls(tuple(dict.fromkeys(pair for pair in pairs if pair[0] in known and pair[1]))[:_VALUES])
+        pairs = ((name, "".join(filter(str.isprintable, value)).strip()) for name, value in parse_qsl(query))
+        return cls(tuple(dict.fromkeys(pair for pair in pairs if pair[0] in known and pair[1])))
 
     def get(self, name: str) -> str:
         """Return the last value of a name, "" if there is none."""

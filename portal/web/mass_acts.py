@@ -32,7 +32,7 @@ from portal.model.domains import shown_address
 from portal.model.errors import BadCriterion, NotFound
 from portal.model.message import Filter
 from portal.model.staff import EVERYWHERE
-from portal.model.text import N_, shown
+from portal.model.text import N_, is_blank, shown
 from portal.model.tiers import TIER_NAMES
 from portal.policy.staff import Permission
 from portal.stores.records import Command
@@ -156,7 +156,7 @@ class MassActPages:
         """POST /admin/jobs/: make the job, then redirect (303) to its page."""
         search = Search.of_query(request.form("search").removeprefix("?")).without("by", "before")
         act, reason = _act(request.form("act")), request.form("reason").strip()
-        if act is None or not self._masses.rights.reach(act, staff.member) or not reason:
+        if act is None or not self._masses.rights.reach(act, staff.member) or is_blank(reason):
             return self._ask(request, staff, search, act, 400, error=N_("Enter a reason."))
         self._console.check_fresh(request, staff, _page_of(search, act))
         wanted = self._wanted(request, staff, search)

@@ -163,6 +163,7 @@ def test_a_token_of_a_domain_starts_and_sees_jobs_of_that_domain_only(site: Site
         ({"act": "purge"}, "act"),
         ({"reason": ""}, "reason"),
         ({"reason": "a\x00b"}, "reason"),
+        ({"reason": "x" * 301}, "reason"),
         ({"search": {"tier": ["dangerous"]}}, "max_tier"),
         ({"dry_run": "yes"}, "dry_run"),
         ({"act": "restore", "hold_back": True}, "hold_back"),

@@ -175,8 +175,9 @@ def test_a_request_is_denied_with_a_reason_that_the_recipient_reads(site: Site) 
     held = site.hold(Tier.DANGEROUS, recipients=(ALICE,))
     site.parts.actions.request_release(held.id, 0, BY_LINK)
     browser = staff(site)
-    answer = act(browser, held, "deny", reason=" ")
-    assert answer.status == 400 and "Enter a reason" in answer.text
+    for blank in (" ", "\u200b", "\u3164", "\u2800"):
+        answer = act(browser, held, "deny", reason=blank)
+        assert answer.status == 400 and "Enter a reason" in answer.text
     assert "Denied." in page_after(browser, held, "deny", reason="It is phishing.")
     assert site.state(held) is State.HELD
     assert "It is phishing." in site.signed_in(ALICE).get(f"/messages/{held.id}/").text

@@ -229,6 +229,24 @@ def test_the_form_keeps_all_values_of_a_criterion(site: Site, name: str, order: 
         ]
 
 
+@pytest.mark.parametrize(
+    ("pairs", "problem"),
+    [
+        ([("symbol", f"S{number}") for number in range(101)], "give it at most 100 times"),
+        ([("words", "offer " * 60)], "this is longer than 320 characters"),
+        ([("symbol", f"S{number}") for number in range(90)] + [("sender", "a"), ("sender", "b")], "give it once"),
+    ],
+    ids=["too many", "too long", "the last ones"],
+)
+def test_no_criterion_is_left_out_in_silence(site: Site, pairs: list[tuple[str, str]], problem: str) -> None:
+    hold(site.store, recipients=[ALICE])
+    browser = staff(site, Role.ADMINISTRATOR)
+    page = get(browser, *pairs, status=400)
+    assert problem in page and ALICE not in page and "act=delete" not in page
+    answer = browser.get(f"/admin/jobs/new?{urlencode(pairs)}&act=delete")
+    assert (answer.status, "/admin/?" in (answer.header("Location") or "")) == (303, True)
+
+
 @pytest.mark.parametrize(("name", "value"), [("tier", "SPAM"), ("state", "Held"), ("action", "Add Header")])
 def test_the_form_keeps_a_choice_in_upper_case(site: Site, name: str, value: str) -> None:
     browser = staff(site)

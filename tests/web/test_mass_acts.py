@@ -157,8 +157,9 @@ def test_it_is_cancelled_in_time_and_a_second_press_is_the_same_job(site: Site, 
 def test_a_reason_and_a_fresh_sign_in_are_required(site: Site) -> None:
     browser = staff(site, Role.ADMINISTRATOR)
     site.hold(recipients=(ALICE,))
-    refused = confirm(site, browser, reason=" ")
-    assert (refused.status, "Enter a reason." in refused.text) == (400, True)
+    for blank in (" ", "\u200b", "\u3164", "\u2800"):
+        refused = confirm(site, browser, reason=blank)
+        assert (refused.status, "Enter a reason." in refused.text) == (400, True)
     site.now += FRESH + timedelta(minutes=1)
     answer = browser.get(f"/admin/jobs/new?{SEARCH}&act=release")
     assert (answer.status, "sign-in" in (answer.header("Location") or "")) == (303, True)

@@ -20,7 +20,7 @@ from portal.policy.staff import Permission
 from portal.stores.lifecycle import IDEMPOTENCY_KEPT, is_past
 from portal.stores.records import Command
 from portal.web.api.problems import FieldProblem, invalid
-from portal.web.api.route import Caller, Model, Name, Route, Text
+from portal.web.api.route import FILLED, READABLE, Caller, Model, Name, Route
 from portal.web.api.search import Count, Search, with_criteria
 from portal.web.pages import Pages
 
@@ -60,8 +60,8 @@ class JobRequest(Model):
         description="What to do.", json_schema_extra={"enum": [*ACTS]}
     )
     search: JobSearch = Field(description="At least one criterion. Messages that arrive later are not included.")  # type: ignore[valid-type]  # it is made of the criteria
-    reason: Text = Field(
-        max_length=REASON_CHARS, description="For the audit and the history. The recipients read that of `refuse`."
+    reason: Annotated[str, FILLED, Field(max_length=REASON_CHARS), READABLE] = Field(
+        description="For the audit and the history. The recipients read that of `refuse`."
     )
     max_tier: Tier = Field(
         Tier.SPAM,

@@ -31,13 +31,10 @@ def _readable(text: str) -> str:
     return text
 
 
-# A text of a request, without the blanks around it. The pattern documents that blanks alone are rejected.
-Text = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, pattern=r"\S"),
-    Field(min_length=1, max_length=320),
-    AfterValidator(_readable),
-]
+# For a text of a request, without the blanks around it. The pattern documents that blanks alone are rejected.
+FILLED = StringConstraints(strip_whitespace=True, min_length=1, pattern=r"\S")
+READABLE = AfterValidator(_readable)
+Text = Annotated[str, FILLED, Field(max_length=320), READABLE]
 
 
 @dataclass(frozen=True, slots=True)
