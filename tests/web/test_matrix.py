@@ -83,11 +83,13 @@ def test_readers_of_another_address_reach_what_its_recipient_would(
     for (method, rule), statuses in OWN.items():
         if rule.startswith(("/link/", "/rules/", "/sign-out", "/metrics")):
             continue
+        if act != "release" and "/ACT" not in rule:
+            continue  # it is the same route for each act
         form = {"change": "resume", "address": MALLORY, "code": "123456", "form_token": token, "warned": "spam"}
         answer = ask(browser, method, path_of(rule, held, act=act), form)
         assert answer.status == statuses[1 if reads else 2], (method, rule, answer.text)
         shown += SECRET in answer.text
-    assert (shown > 3) == reads
+    assert (shown > 3) == (reads and act == "release")
     if not reads:
         assert (site.delivery(held), site.history(held), relay.mails) == (*before, [])
     for event in site.history(held)[1:]:

@@ -810,6 +810,8 @@ def test_nobody_reaches_what_is_not_theirs(site: Site, relay: SmtpServer, person
     [hers] = site.store.rules.add([rule_of_alice("secret.example")], site.now)
     token = site.link(Action.REQUEST, held).rstrip("/").rpartition("/")[2]
     for (method, rule), statuses in OWN.items():
+        if act_name != "release" and "/ACT" not in rule:
+            continue  # it is the same route for each act
         browser = site.browser() if person is None else site.signed_in(person)
         form = {"change": "resume", "address": MALLORY, "code": "123456", "warned": "spam"}
         if person:
