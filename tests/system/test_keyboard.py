@@ -234,7 +234,7 @@ def test_a_second_factor_is_set_up_and_given_by_keyboard(staff_site: LocalSite, 
         site.store.sign_ins.end_sessions(ALICE)
         sign_in(site, context)
         page.goto(f"{site.parts.settings.public_url}/admin/audit")
-        assert page.evaluate("document.activeElement.id") == "code", "the field has the focus"
+        page.wait_for_function("document.activeElement.id == 'code'")
         if is_recovery:
             tab_to(page, "summary")
             page.keyboard.press("Enter")
