@@ -22,7 +22,7 @@ from portal.cli.common import (
     print_table,
     record,
 )
-from portal.cli.options import FILLED, Moment
+from portal.cli.options import FILLED, LIMIT, Moment, say_more
 from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter, person_typed, subject_typed
 from portal.model.domains import shown_address
 from portal.model.tables import cell
@@ -39,7 +39,7 @@ _PAGE = 500
 @click.option("--id", type=FILLED, metavar="ID", help="Only what concerns this message.")
 @click.option("--since", type=Moment(), help="Only since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m.")
 @click.option("--until", type=Moment(ends_day=True), help="Only before this time. A date alone means its end (UTC).")
-@click.option("--limit", type=click.IntRange(1, 10_000_000), default=50, show_default=True)
+@LIMIT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @guarded
@@ -88,7 +88,7 @@ def audit(
     if not found:
         click.echo("No entry matches all criteria. Leave some out.", err=True)
     if len(found) > limit:
-        click.echo(f"There are more entries. To list more, use --limit {limit * 10}", err=True)
+        say_more("There are more entries", limit)
 
 
 def _message_id(parts: Parts, id: str) -> UUID:

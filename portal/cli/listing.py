@@ -19,7 +19,7 @@ from portal.cli.common import (
     open_parts,
     print_table,
 )
-from portal.cli.options import criteria_options, typed_filter
+from portal.cli.options import LIMIT, criteria_options, say_more, typed_filter
 from portal.model.clock import utc_now
 from portal.model.domains import shown_address
 from portal.model.message import Delivery, DeliveryId, Filter, Message
@@ -28,7 +28,6 @@ from portal.policy.empty_search import why_nothing
 from portal.stores.contracts.facets import COUNTED_MAX
 from portal.stores.records import GroupBy, Order, Page, ScoreKey, ScorePage
 
-LIST_LIMIT = 50
 _COLUMNS = 140  # width of the terminal from which on the list is printed as a table
 _PAGE = 500
 _NOT_INDEXED = "There may be more: some messages are still being indexed. Try again in some minutes."
@@ -40,7 +39,7 @@ _TOO_LONG = "There may be more: the search took too long. Limit the time with --
 @click.option(
     "--order", type=click.Choice([each.value for each in Order]), help="Order of the list.  [default: newest]"
 )
-@click.option("--limit", type=click.IntRange(1, 100_000), default=LIST_LIMIT, show_default=True)
+@LIMIT
 @click.option("--count", "only_count", is_flag=True, help="Print only how many there are.")
 @click.option(
     "--group-by", type=click.Choice([by.value for by in GroupBy]), help="Print only how many there are of each."
@@ -112,7 +111,7 @@ def _print_groups(parts: Parts, wanted: Filter, by: GroupBy, limit: int, as_json
             err=True,
         )
     if len(groups.groups) > limit:
-        click.echo(f"There are {len(groups.groups)} groups. To list more, use --limit {limit * 10}", err=True)
+        say_more(f"There are {len(groups.groups)} groups", limit)
     return groups.total.count
 
 
@@ -133,8 +132,8 @@ def _print_deliveries(parts: Parts, wanted: Filter, order: Order, limit: int, as
         click.echo(note, err=True)
     if not as_json:
         _print_list(rows)
-        if more:
-            click.echo(f"There are more deliveries. To list more, use --limit {limit * 10}", err=True)
+    if more:
+        say_more("There are more deliveries", limit)
     return count
 
 

@@ -18,7 +18,17 @@ from portal.model.message import Filter
 from portal.model.text import shown
 
 _SHOWN = 100
+_LIMIT_MAX = 10_000_000
 MATCHING_OPTIONS = ("matching", "dry_run", "reason", "yes", "notify", "hold_back")  # beside what to search for
+
+
+LIMIT = click.option("--limit", type=click.IntRange(1, _LIMIT_MAX), default=50, show_default=True)
+
+
+def say_more(found: str, limit: int) -> None:
+    """Print to stderr that a list ends before its end: "There are more rules", and which --limit to use."""
+    wider = f"To list more, use --limit {min(limit * 10, _LIMIT_MAX)}" if limit < _LIMIT_MAX else "Narrow the search."
+    click.echo(f"{found}. {wider}", err=True)
 
 
 class FilledText(click.ParamType[str]):

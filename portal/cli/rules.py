@@ -27,7 +27,7 @@ from portal.cli.common import (
     read_input,
     record,
 )
-from portal.cli.options import FILLED, FILLED_PATH, Id
+from portal.cli.options import FILLED, FILLED_PATH, LIMIT, Id, say_more
 from portal.model.audit import Act
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadRule, NotFound
@@ -64,7 +64,7 @@ def rules() -> None:
 @click.option("--domain", type=FILLED, metavar="DOMAIN", help="Only the rules for all recipients in this domain.")
 @click.option("--site", is_flag=True, help="Only the rules for all recipients.")
 @click.option("--removed", is_flag=True, help="List the rules that were removed or have expired in the last 90 days.")
-@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True)
+@LIMIT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @guarded
 def list_(recipient: str | None, domain: str | None, site: bool, removed: bool, limit: int, as_json: bool) -> None:
@@ -74,7 +74,7 @@ def list_(recipient: str | None, domain: str | None, site: bool, removed: bool, 
         found: list[Rule] = []
         for rule in _pages(parts.rulebook, scope, removed):
             if len(found) == limit:
-                click.echo(f"There are more rules. To list more, use --limit {limit * 10}", err=True)
+                say_more("There are more rules", limit)
                 break
             found.append(rule)
     if as_json:

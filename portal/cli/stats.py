@@ -21,7 +21,7 @@ from portal.cli.common import (
     print_table,
     record,
 )
-from portal.cli.options import FILLED, Moment
+from portal.cli.options import FILLED, LIMIT, Moment, say_more
 from portal.model.audit import Act
 from portal.model.message import domain as domain_of
 from portal.model.message import identity
@@ -40,7 +40,7 @@ _BY = {"day": Part.TOTAL, "tier": Part.TIER, "symbol": Part.SYMBOL, "sender": Pa
 @click.option("--domain", type=FILLED, metavar="DOMAIN", help="Only recipients of this domain.")
 @click.option("--since", type=Moment(), help="From this day on (UTC): 2026-01-31 or 7d. Default: 30d.")
 @click.option("--until", type=Moment(), help="Up to this day (UTC). Default: today.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@LIMIT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option(
@@ -109,7 +109,7 @@ def stats(
             add_row(table, shown(line.name, 100) or "(not known)", *map(str, _numbers(line).values()), share)
         print_table(table)
     if len(found) > limit:
-        click.echo(f"There are {len(found)} lines. To list more, use --limit {limit * 10}", err=True)
+        say_more(f"There are {len(found)} lines", limit)
 
 
 COMMANDS = (stats,)

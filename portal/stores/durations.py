@@ -16,7 +16,7 @@ from portal.model.errors import RelayDeferred, RelayRefused
 from portal.stores.contracts import Store
 
 BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds, of the buckets
-POST_OUTCOMES = ("held", "known", "not_selected", "refused", "failed")
+POST_OUTCOMES = ("held", "known", "not-selected", "refused", "failed")
 _NAMES = (*map(str, BOUNDS), "+Inf")
 _PREFIX = "seconds."  # followed by what was measured, the label, and the bucket or "sum"
 

@@ -143,10 +143,12 @@ class Monitor(Collector):
         if folder is None:
             return
         with suppress(OSError):
-            space, inodes = shutil.disk_usage(folder), os.statvfs(folder).f_favail
+            space, inodes = shutil.disk_usage(folder), os.statvfs(folder)
             yield _gauge("store_bytes", "Size of the database, or used space of the store's file system.", space.used)
             yield _gauge("store_free_bytes", "Free space of the store's file system.", space.free)
-            yield _gauge("store_free_inodes", "How many more files the store's file system can have.", inodes)
+            if inodes.f_files:  # 0: the file system, such as Btrfs, creates inodes on demand
+                help = "How many more files the store's file system can have."
+                yield _gauge("store_free_inodes", help, inodes.f_favail)
 
     def _block_map(self, now: datetime) -> Iterator[Metric]:
         """Yield the metrics of this host's block map. Raises StoreUnavailable."""

@@ -97,8 +97,9 @@ def test_list_says_when_there_is_more(run: Run, store: Store) -> None:
     for _ in range(3):
         hold(store, recipients=[ALICE])
     result = run("list", "--limit", "2", "--json")
-    assert len([line for line in result.output.splitlines() if line.startswith("{")]) == 2
-    assert "There are more" in run("list", "--limit", "2").output
+    assert len(result.stdout.splitlines()) == 2
+    for words in ((), ("--json",)):
+        assert "There are more deliveries. To list more, use --limit 20" in run("list", "--limit", "2", *words).stderr
     assert "There are more" not in run("list", "--limit", "3").output
 
 

@@ -23,6 +23,7 @@ import zstandard
 
 from portal.model.errors import BodyMissing, NotFound, StoreUnavailable, StoreUnusable
 from portal.model.message import Body, DeliveryId, EventKind, Filter, Reader, State, Tier, held_at, new_id
+from portal.stores.files import store as files_store
 from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.store import FileStore
 from portal.stores.records import Ending, Held
@@ -85,6 +86,12 @@ def run(code: str, *arguments: str, **more: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *arguments]
     process: subprocess.Popen[str] = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, **more)
     return process
+
+
+def test_a_host_without_proc_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(files_store, "_BOOT_ID", tmp_path / "boot_id")
+    with pytest.raises(StoreUnavailable, match=f"{tmp_path}/boot_id cannot be read .* mount /proc"):
+        FileStore.open(str(folder))
 
 
 # ---- files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -70,6 +71,18 @@ def test_durations_of_all_processes_are_added_up(parts: Parts, make_parts: MakeP
     assert found['page_seconds_count{path="/sign-in"}'] == 1
 
 
+def test_posts_have_the_outcomes_of_the_documentation(make_parts: MakeParts) -> None:
+    parts = make_parts(exporter__hold_actions=["reject"])
+    actions = ("reject", "add header")
+    results = [post(parts, mail(action), **{"X-Rspamd-action": action}).json["status"] for action in actions]
+    assert results == ["held", "not-selected"]
+    found = metrics(parts)
+    outcomes = re.findall(r'post_seconds_count\{outcome="(.*?)"\}', " ".join(found))
+    (row,) = re.findall(r"^\| `quarantine_post_seconds` \|.*", (ROOT / "docs/operate.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(outcomes) == sorted(set(re.findall(r"`([a-z-]+)`", row)) - {"outcome"})
+    assert found['post_seconds_count{outcome="not-selected"}'] == 1
+
+
 def test_a_post_that_fails_is_measured(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **named: object) -> None:
         raise StoreUnavailable("full disk")
@@ -125,6 +138,17 @@ def test_what_the_store_has_is_counted_by_the_digest_process(parts: Parts) -> No
     assert metrics(parts)['deliveries_stored{state="held"}'] == 2, "counted a moment ago"
     sizes.measure(parts, at + timedelta(hours=13))
     assert metrics(parts)['deliveries_stored{state="held"}'] == 3
+
+
+def test_a_file_system_that_makes_inodes_on_demand_has_no_number_of_them(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Btrfs reports 0 inodes, and 0 free ones, which an alert would take for a full disk."""
+    statvfs = os.statvfs
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([*statvfs(path)[:5], 0, 0, 0, 0, 255, 0]))
+    found = metrics(parts)
+    assert ("store_free_bytes" in found) == (parts.settings.store.place.folder is not None)
+    assert "store_free_inodes" not in found
 
 
 def test_a_count_that_failed_is_not_tried_again_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

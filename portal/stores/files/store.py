@@ -180,8 +180,7 @@ class FileStore(Store):
     # ---- recovery after a power cut
 
     def _recover(self) -> None:
-        with self.db.translated():
-            boot_id = _BOOT_ID.read_text("ascii").strip()
+        boot_id = _boot_id()
         if self.notes.get("store.boot_id") == boot_id:
             return
         with self.db.exclusive(self._folder / "tmp"):  # one process recovers, the others wait
@@ -205,7 +204,7 @@ class FileStore(Store):
     def mark_checked(self) -> None:
         """Record that all files have durable rows."""
         with self.db.translated():
-            self._mark_durable({"store.boot_id": _BOOT_ID.read_text("ascii").strip()})
+            self._mark_durable({"store.boot_id": _boot_id()})
 
     # ---- purge
 
@@ -406,3 +405,14 @@ def check_folder(folder: Path, *, must_exist: bool) -> None:
         raise StoreUnusable(
             f"{folder} is no quarantine store and holds other files ({others[0]!r}): name an empty folder"
         )
+
+
+def _boot_id() -> str:
+    """Return the id of this boot. Raises StoreUnavailable."""
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{_BOOT_ID} cannot be read ({error.strerror}), which tells the file store whether there was a power cut: "
+            "mount /proc, and do not add ProcSubset=pid to the unit"
+        ) from error
