@@ -205,7 +205,8 @@ class Actions(ReleaseRequests):
         """Raise NotAllowed if only an administrator may release the message, unless an operator began this release.
 
         This is checked under the claim: the verdict may have got worse after the release was allowed, or between two
-        tries. A release that staff began in the console or by the API also stops then: it may now need another role.
+        tries. A release that staff began in the console or by the API also stops then: it may now need another role. So
+        does one of a job: it was confirmed for a search, not for this message.
         """
         is_own, dangerous = self.domains.right(delivery) is ReleaseRight.SELF, delivery.message.tier is Tier.DANGEROUS
         if is_own and not dangerous:
@@ -215,7 +216,7 @@ class Actions(ReleaseRequests):
         kind = start.actor.kind if start else ActorKind.RECIPIENT
         if start and kind is ActorKind.OPERATOR:
             is_raised = any(event.kind is EventKind.RAISED for event in history[history.index(start) :])
-            may_release = not (is_raised and start.actor.is_limited)
+            may_release = not (is_raised and (start.actor.is_limited or start.actor.is_job))
         else:
             may_release = is_own if kind is ActorKind.RECIPIENT else not dangerous  # else a rule began it
         if not may_release:

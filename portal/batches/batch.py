@@ -48,7 +48,7 @@ class Outcome(StrEnum):
     WITHDRAWN = "withdrawn"
     REFUSED = "refused"
     REANNOUNCED = "reannounced"
-    TO_CHECK = "to-check"  # dangerous, or its reader did not confirm its release
+    TO_CHECK = "to-check"  # dangerous, its reader did not confirm its release, or more harmful than was confirmed
     NOT_ALLOWED = "not-allowed"  # only an administrator may release it
     NOT_NEEDED = "not-needed"  # no release was requested, since the reader may release it
     ALREADY_RELEASED = "already-released"  # these five: the action does not change messages in this state

@@ -42,12 +42,13 @@ from portal.model.errors import (
     AlreadyDone,
     BodyDamaged,
     NotAllowed,
+    NotConfirmed,
     NotFound,
     RelayDeferred,
     RelayUnreachable,
     StoreUnavailable,
 )
-from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, Tier, identity
+from portal.model.message import Actor, Delivery, DeliveryId, EventKind, Filter, State, Tier, identity
 from portal.model.record import record
 from portal.model.text import shown
 from portal.policy.staff import NOT_YOURS, Member, Staff
@@ -346,10 +347,23 @@ class _Run:
         return [each for each in found if has_acted(retries, self._mass.act, events.get(each.key, ()))]
 
     def _without_action(self, found: Sequence[Delivery]) -> Iterator[tuple[DeliveryId, Outcome]]:
-        """Yield the outcomes of deliveries that are left alone because of their state."""
+        """Yield the outcomes of deliveries that are left alone: in another state, or more harmful than confirmed."""
+        raised = self._raised(found) if self._mass.act is Act.RELEASE else frozenset()
         for each in found:
             if each.state not in STATES[self._mass.act]:
                 yield each.key, Outcome.CHANGED
+            elif each.key in raised:
+                yield each.key, Outcome.TO_CHECK
+
+    def _raised(self, found: Sequence[Delivery]) -> frozenset[DeliveryId]:
+        """Return the deliveries whose message became more harmful after the confirmation, which did not include that."""
+        tiers = self._mass.criteria.tiers
+        outside = {each.key for each in found if tiers and each.message.tier not in tiers}
+        harmful = [each.key for each in found if each.message.tier is not Tier.SPAM]
+        for key, events in self._store.deliveries.last_events(harmful).items() if harmful else ():
+            if any(each.kind is EventKind.RAISED and each.at >= self._job.created_at for each in events):
+                outside.add(key)
+        return frozenset(outside)
 
     def _perform(self, actions: Actions, delivery: Delivery) -> Delivery:
         """Act on one delivery. The person's roles are checked again now."""
@@ -374,6 +388,8 @@ class _Run:
         def check(found: Delivery) -> None:
             if found.state not in STATES[Act.RELEASE]:  # its recipient has deleted it a moment ago
                 raise AlreadyDone("it is in another state by now", found)
+            if found.message.tier is not delivery.message.tier:
+                raise NotConfirmed("it has become more harmful since the confirmation")
             self._check_decision(member, found)
 
         try:

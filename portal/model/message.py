@@ -252,6 +252,11 @@ class Actor:
         way = self.via.partition("/")[0].partition(":")[0]  # without the job and the token
         return self.kind is ActorKind.OPERATOR and way in (CONSOLE, API)
 
+    @property
+    def is_job(self) -> bool:
+        """True for a background job, which acts on messages that nobody looks at one by one."""
+        return "/" in self.via
+
     @classmethod
     def from_stored(cls, who: str, via: str, address: str) -> Actor:
         """Return an actor from its stored values. Raises ValueError for an unknown kind."""

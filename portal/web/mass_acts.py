@@ -94,6 +94,7 @@ _OUTCOME_NAMES = {
     Outcome.REFUSED: N_("Denied"),
     Outcome.REANNOUNCED: N_("In the next digest"),
     Outcome.NOT_ALLOWED: N_("Not permitted"),
+    Outcome.TO_CHECK: N_("Not released, check these first"),
     Outcome.CHANGED: N_("Changed by somebody else before"),
     Outcome.FAILED: N_("Errors"),
 }

@@ -23,7 +23,19 @@ from portal.batches.mass import MassAct, Obstacle, Status, Waiting
 from portal.batches.parallel import retry_due
 from portal.model.audit import AuditEntry, AuditFilter
 from portal.model.errors import RelayRefused, StoreUnavailable
-from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Filter, State, Tier, new_id
+from portal.model.message import (
+    Actor,
+    ActorKind,
+    DeliveryId,
+    EventKind,
+    Filter,
+    Scan,
+    ScanOutcome,
+    State,
+    Symbol,
+    Tier,
+    new_id,
+)
 from portal.model.staff import EVERYWHERE, Role
 from portal.model.token import Scope
 from portal.policy.tokens import TokenRequest
@@ -98,6 +110,43 @@ def test_nobody_approves_their_own_request_under_their_name(site: Site, relay: S
     site.now = now()
     assert run(site, job).progress.counts == {Outcome.NOT_ALLOWED: 1, Outcome.RELEASED: 1}
     assert states(site, [own, other]) == [State.HELD, State.RELEASED]
+
+
+@pytest.mark.parametrize("tiers", [frozenset[Tier](), frozenset({Tier.SPAM})], ids=["any tier", "spam"])
+@pytest.mark.parametrize("is_planned", [False, True], ids=["before the undo window ended", "while it waited"])
+def test_what_became_dangerous_after_the_confirmation_is_not_released(
+    site: Site, relay: SmtpServer, tiers: frozenset[Tier], is_planned: bool
+) -> None:
+    site.now = now()
+    found = hold(site, 20)
+    before = site.hold(tier=Tier.DANGEROUS, recipients=(ALICE,), subject="Dangerous from the beginning")
+    job = start(site, wanted=replace(FOUND, tiers=tiers))
+    if is_planned:
+        relay.script["BANNER"] = "421 4.3.2 shutting down"
+        assert run(site, job).status is Status.WAITING
+        site.now = masses(site).get(job.id).job.not_before
+        del relay.script["BANNER"]
+    raised = [each for each in found if site.state(each) is State.HELD][0]
+    virus = Scan(ScanOutcome.FOUND, site.now, (Symbol("CLAM_VIRUS", 15),))
+    site.store.messages.record_scan(raised.id, virus, Tier.DANGEROUS, site.now)
+    shown = run(site, job)
+    assert (site.state(raised), shown.status) == (State.HELD, Status.FINISHED)
+    is_found = is_planned or not tiers  # by the search
+    assert (shown.progress.counts.get(Outcome.TO_CHECK, 0), shown.failed) == (int(is_found), 0)
+    assert (site.state(before) is State.HELD) == bool(tiers), "it was confirmed with its tier"
+
+
+def test_what_became_dangerous_between_two_tries_of_a_job_is_held_again(site: Site, relay: SmtpServer) -> None:
+    found = hold(site)
+    job = start(site)
+    relay.script["RCPT"] = "451 4.7.1 try again later"
+    assert run(site, job).progress.counts == {Outcome.RELEASING: 3}
+    del relay.script["RCPT"]
+    virus = Scan(ScanOutcome.FOUND, site.now, (Symbol("CLAM_VIRUS", 15),))
+    site.store.messages.record_scan(found[0].id, virus, Tier.DANGEROUS, site.now)
+    site.now += timedelta(hours=1)
+    assert retry_due(site.parts.actions) == 3
+    assert states(site, found) == [State.HELD, State.RELEASED, State.RELEASED]
 
 
 def test_a_cancelled_job_stays_cancelled(site: Site, relay: SmtpServer) -> None:
