@@ -175,12 +175,12 @@ def uwsgi_socket(settings: Settings, path: Path | None) -> Iterator[Finding]:
     """Check that uWSGI is not reachable over TCP, by every process of this host, and that Nginx does not use TCP."""
     found = list(_tcp_sockets(settings, path))
     for text in found:
-        yield Finding(
-            False,
-            "uwsgi socket",
-            f"{text}: every process of this host can connect and claim to be any client. Use the unix socket "
-            "of deploy/systemd/quarantine.socket (docs/upgrade.md)",
-        )
+        if os.environ.get("container"):  # https://systemd.io/CONTAINER_INTERFACE; the image sets it, too
+            text += ": the other containers of its networks and the programs of its host can connect and claim to be any "
+            yield Finding(None, "uwsgi socket", f"{text}client. Run no others there (docs/install.md)")
+        else:
+            text += ": every process of this host can connect and claim to be any client. Use the unix socket of "
+            yield Finding(False, "uwsgi socket", f"{text}deploy/systemd/quarantine.socket (docs/upgrade.md)")
     if not found:
         yield Finding(True, "uwsgi socket", "not on TCP")
     for file in (file for folder in _NGINX_FOLDERS for file in sorted(folder.glob("*"))):

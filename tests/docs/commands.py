@@ -28,6 +28,7 @@ RUNNERS = [
     ("", "", "certbot|apt-get install certbot", "not run: there is no Let's Encrypt in the tests"),
     ("", "", "docker|skopeo", "not run: there is no Docker in the tests"),
     ("benchmarks-notes.md", "", "", "not run: it measures other products"),
+    ("translate.md", "", "", "make test"),
     ("install.md", "1|2|3|4|5", "apt-get install postgresql|runuser", _DATABASE),
     ("install.md", "4", "groupadd|install -d|QUARANTINE_SOCKET", _SOCKET),
     ("install.md", "[1-5]\\.", "", PACKAGE),
@@ -52,9 +53,9 @@ RUNNERS = [
 ]
 
 # Names and forms with which a line of a block begins if it is a command, and not a setting or what a command prints.
-_PROGRAMS = """adduser apt-get cat certbot chmod chown curl docker echo etcdctl groupadd install ln make nginx openssl
+_PROGRAMS = """adduser apt-get cat certbot chmod chown curl docker echo etcdctl exim4 git groupadd install ln make nginx openssl
 patronictl postfix printf quarantine quarantine-digest rspamadm runuser sed skopeo systemctl tar update-exim4.conf"""
-_COMMAND = re.compile(rf"(?:{'|'.join(map(re.escape, _PROGRAMS.split()))}|/\S+/bin/\S+|[A-Za-z_]+=\$?\S*)(?: |$)")
+_COMMAND = re.compile(rf"(?:{'|'.join(map(re.escape, _PROGRAMS.split()))}|\S*/bin/\S+|[A-Za-z_]+=\$?\S*)(?: |$)")
 _SETTING = re.compile(r"\w+ = ")
 _HEREDOC = re.compile(r"<<'(\w+)'$")
 

@@ -120,6 +120,12 @@ def test_exim_has_messages_held_and_delivers_releases(mx: Mx, exim: Exim, portal
     assert released.replace(b"\r\n", b"\n").endswith(mail.replace(b"\r\n", b"\n"))
 
 
+def test_the_installed_files_are_in_the_configuration(exim: Exim) -> None:
+    for option, text in (("-bV", "Configuration file is"), ("-bP acl_smtp_rcpt", "acl_release_rcpt")):
+        command = [UNPACKED / "usr/sbin/exim4", "-C", exim.home / "exim.conf", *option.split()]
+        assert text in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def test_the_sender_tries_again_while_the_portal_is_down(mx: Mx, exim: Exim) -> None:
     mx.switch.set("refuse")
     assert exim.send(spam("Later", REJECTED))[0] == 451

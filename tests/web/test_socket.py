@@ -224,6 +224,9 @@ def test_check_finds_an_address_in_the_environment(
 ) -> None:
     monkeypatch.setenv("QUARANTINE_SOCKET", "127.0.0.1:1")
     assert "QUARANTINE_SOCKET is the TCP address 127.0.0.1:1: " in problems(findings())
+    monkeypatch.setenv("container", "oci")
+    assert "QUARANTINE_SOCKET" not in problems(findings())
+    assert [(each.ok, "Run no others there" in each.text) for each in findings()] == [(None, True)]
     monkeypatch.setenv("QUARANTINE_SOCKET", "/run/quarantine/socket")
     assert "QUARANTINE_SOCKET" not in problems(findings())
 

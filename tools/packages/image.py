@@ -22,7 +22,7 @@ CONTAINER = {
     "user": [f"{_USER}:{_USER}"],
     "workingdir": [f"/{_DATA}"],
     "volume": [f"/{_DATA}"],
-    "env": [f"PATH=/{PLACE}/bin:/usr/bin:/bin", "QUARANTINE_SOCKET=0.0.0.0:9000"],
+    "env": [f"PATH=/{PLACE}/bin:/usr/bin:/bin", "QUARANTINE_SOCKET=0.0.0.0:9000", "container=oci"],
     "exposedports": ["9000/tcp"],
     "stopsignal": ["SIGHUP"],  # on which uWSGI ends once it has answered the requests that run
     "cmd": [f"/{PLACE}/bin/uwsgi", "--ini", "/etc/rspamd-quarantine/uwsgi.ini"],
