@@ -286,7 +286,7 @@ def _console_routes(pages: Pages, console: Console, sessions: Sessions, mailed: 
         ("GET", "/admin/jobs/", route(see, masses.list)),
         ("POST", "/admin/jobs/", route(see, masses.start)),
         ("GET", "/admin/jobs/new", route(see, masses.ask)),
-        ("GET", _ADMIN_JOB, route(see, masses.show)),
+        ("GET", _ADMIN_JOB, route(see, masses.show, is_use=False)),
         ("POST", _ADMIN_JOB, route(see, masses.change, "/admin/jobs/")),
         ("GET", "/admin/requests", route(see, requests.show)),
         ("GET", "/admin/recipients", route(see, recipients.with_slash)),

@@ -123,16 +123,17 @@ class Console:
         self.open_requests = OpenRequests(pages.parts.store)
 
     def route(
-        self, permission: Permission, handler: StaffHandler, page: str = HOME, *, factor: bool = True
+        self, permission: Permission, handler: StaffHandler, page: str = HOME, *, factor: bool = True, is_use: bool = True
     ) -> Callable[..., HTTPResponse]:
         """Return the handler of a route, which calls ``handler`` for members of staff with this permission only.
 
         ``page``: for a posted form, the page to show after signing in if the session has ended. ``factor``: False only
-        for the page where the second factor is given.
+        for the page where the second factor is given. ``is_use``: False for a page that reloads itself, which must not
+        keep an unattended console open.
         """
 
         def checked(request: Request, **named: str) -> HTTPResponse:
-            return handler(request, self._member(request, permission, page, factor=factor), **named)
+            return handler(request, self._member(request, permission, page, factor=factor, is_use=is_use), **named)
 
         return checked
 
@@ -202,7 +203,9 @@ class Console:
         is_needed = self._staff.needs_factor(session.method, has_factor=session.has_factor)
         return is_needed and not session.factor_given
 
-    def _member(self, request: Request, permission: Permission, page: str, *, factor: bool) -> StaffSession:
+    def _member(
+        self, request: Request, permission: Permission, page: str, *, factor: bool, is_use: bool
+    ) -> StaffSession:
         if not self._sessions.is_staff_network(request):
             raise HTTPError(404)
         if request.only_reads:
@@ -217,7 +220,8 @@ class Console:
             raise self._sessions.to_sign_in(request, page, "console")
         if factor and self.lacks_factor(session):
             raise self._sessions.keep_destination(self._pages.see_other(SECOND_FACTOR), page)
-        self._extend(session, now)
+        if is_use:
+            self._extend(session, now)
         if not self._staff.reach(member, permission):
             raise self.forbidden(request)
         return StaffSession(member, session, member.acting_from(request.peer))

@@ -154,6 +154,17 @@ def test_it_is_cancelled_in_time_and_a_second_press_is_the_same_job(site: Site, 
     assert (site.state(held), relay.mails) == (State.HELD, [])
 
 
+def test_the_page_of_a_job_which_reloads_itself_does_not_keep_the_console_open(site: Site) -> None:
+    browser = staff(site, Role.ADMINISTRATOR)
+    site.hold(recipients=(ALICE,))
+    page = confirm(site, browser).header("Location") or ""
+    page = page[page.index("/admin/") :]
+    for _ in range(2):
+        site.now += timedelta(minutes=20)
+        answer = browser.get(page)
+    assert (answer.status, "sign-in" in (answer.header("Location") or "")) == (303, True)
+
+
 def test_a_reason_and_a_fresh_sign_in_are_required(site: Site) -> None:
     browser = staff(site, Role.ADMINISTRATOR)
     site.hold(recipients=(ALICE,))
