@@ -356,7 +356,7 @@ class _Run:
                 yield each.key, Outcome.TO_CHECK
 
     def _raised(self, found: Sequence[Delivery]) -> frozenset[DeliveryId]:
-        """Return the deliveries whose message became more harmful after the confirmation, which did not include that."""
+        """Return the deliveries whose message has become more harmful since the confirmation."""
         tiers = self._mass.criteria.tiers
         outside = {each.key for each in found if tiers and each.message.tier not in tiers}
         harmful = [each.key for each in found if each.message.tier is not Tier.SPAM]

@@ -176,7 +176,9 @@ def uwsgi_socket(settings: Settings, path: Path | None) -> Iterator[Finding]:
     found = list(_tcp_sockets(settings, path))
     for text in found:
         if os.environ.get("container"):  # https://systemd.io/CONTAINER_INTERFACE; the image sets it, too
-            text += ": the other containers of its networks and the programs of its host can connect and claim to be any "
+            text += (
+                ": the other containers of its networks and the programs of its host can connect and claim to be any "
+            )
             yield Finding(None, "uwsgi socket", f"{text}client. Run no others there (docs/install.md)")
         else:
             text += ": every process of this host can connect and claim to be any client. Use the unix socket of "

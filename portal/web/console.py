@@ -123,7 +123,13 @@ class Console:
         self.open_requests = OpenRequests(pages.parts.store)
 
     def route(
-        self, permission: Permission, handler: StaffHandler, page: str = HOME, *, factor: bool = True, is_use: bool = True
+        self,
+        permission: Permission,
+        handler: StaffHandler,
+        page: str = HOME,
+        *,
+        factor: bool = True,
+        is_use: bool = True,
     ) -> Callable[..., HTTPResponse]:
         """Return the handler of a route, which calls ``handler`` for members of staff with this permission only.
 

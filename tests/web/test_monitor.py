@@ -78,7 +78,9 @@ def test_posts_have_the_outcomes_of_the_documentation(make_parts: MakeParts) -> 
     assert results == ["held", "not-selected"]
     found = metrics(parts)
     outcomes = re.findall(r'post_seconds_count\{outcome="(.*?)"\}', " ".join(found))
-    (row,) = re.findall(r"^\| `quarantine_post_seconds` \|.*", (ROOT / "docs/operate.md").read_text("utf-8"), re.MULTILINE)
+    (row,) = re.findall(
+        r"^\| `quarantine_post_seconds` \|.*", (ROOT / "docs/operate.md").read_text("utf-8"), re.MULTILINE
+    )
     assert sorted(outcomes) == sorted(set(re.findall(r"`([a-z-]+)`", row)) - {"outcome"})
     assert found['post_seconds_count{outcome="not-selected"}'] == 1
 
