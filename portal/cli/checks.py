@@ -175,7 +175,8 @@ def uwsgi_socket(settings: Settings, path: Path | None) -> Iterator[Finding]:
     """Check that uWSGI is not reachable over TCP, by every process of this host, and that Nginx does not use TCP."""
     found = list(_tcp_sockets(settings, path))
     for text in found:
-        if os.environ.get("container"):  # https://systemd.io/CONTAINER_INTERFACE; the image sets it, too
+        # https://systemd.io/CONTAINER_INTERFACE; the image sets it, too
+        if os.environ.get("container"):  # noqa: SIM112 - so it is called
             text += (
                 ": the other containers of its networks and the programs of its host can connect and claim to be any "
             )

@@ -54,7 +54,8 @@ RUNNERS = [
 
 # Names and forms with which a line of a block begins if it is a command, and not a setting or what a command prints.
 _PROGRAMS = """adduser apt-get cat certbot chmod chown curl docker echo etcdctl exim4 git groupadd install ln make nginx
-openssl patronictl postfix printf quarantine quarantine-digest rspamadm runuser sed skopeo systemctl tar update-exim4.conf"""
+openssl patronictl postfix printf quarantine quarantine-digest rspamadm runuser sed skopeo systemctl tar
+update-exim4.conf"""
 _COMMAND = re.compile(rf"(?:{'|'.join(map(re.escape, _PROGRAMS.split()))}|\S*/bin/\S+|[A-Za-z_]+=\$?\S*)(?: |$)")
 _SETTING = re.compile(r"\w+ = ")
 _HEREDOC = re.compile(r"<<'(\w+)'$")

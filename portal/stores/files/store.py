@@ -413,6 +413,6 @@ def _boot_id() -> str:
         return _BOOT_ID.read_text("ascii").strip()
     except OSError as error:
         raise StoreUnavailable(
-            f"{_BOOT_ID} cannot be read ({error.strerror}), and without it a power cut is not noticed: mount /proc, and do "
-            "not add ProcSubset=pid to the unit"
+            f"{_BOOT_ID} cannot be read ({error.strerror}), and without it a power cut is not noticed: mount /proc, "
+            "and do not add ProcSubset=pid to the unit"
         ) from error
