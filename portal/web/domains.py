@@ -104,8 +104,10 @@ class DomainPages:
 
     def _list(self, request: Request, staff: StaffSession) -> HTTPResponse:
         number = self._pages.viewer(request, staff.member.person).language.number
+        reach = self._staff.reach(staff.member, Permission.READ_AUDIT)
+        wanted = Filter(states=frozenset({State.HELD})).within(None if EVERYWHERE in reach else reach)
         with self._pages.searching():
-            groups = self._pages.parts.store.facets.groups(Filter(states=frozenset({State.HELD})), GroupBy.DOMAIN)
+            groups = self._pages.parts.store.facets.groups(wanted, GroupBy.DOMAIN)
         held = {group.name: group.count for group in groups.groups}
         names, by_held = self._domains.local(), request.query("order") == "held"
         rows = []

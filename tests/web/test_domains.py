@@ -55,6 +55,25 @@ def test_the_list_has_each_domain_with_its_messages_and_values(site: Site) -> No
     assert by_held == [found[1], found[0], found[2]]
 
 
+def test_messages_of_other_domains_do_not_displace_those_of_the_viewer(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facets = type(site.store.facets)
+    groups = facets.groups
+    monkeypatch.setattr(facets, "groups", lambda each, wanted, by: groups(each, wanted, by, at_most=2))
+    for recipient in ("jo@example.net", ALICE, ALICE, ALICE):
+        site.pass_time(seconds=1)
+        site.hold(recipients=(recipient,))
+    while site.store.facets.index():
+        pass
+    page = text_of(staff(site, Role.DOMAIN_ADMINISTRATOR, "example.net", "net@example.net").get("/admin/domains"))
+    assert re.findall(r'<td class="number">(\d+)</td>', page) == ["1"]
+    assert "Only the newest messages are counted." not in page
+    page = text_of(staff(site).get("/admin/domains"))
+    assert re.findall(r'<td class="number">(\d+)</td>', page) == ["0", "2", "0"]
+    assert "Only the newest messages are counted." in page
+
+
 def test_a_value_is_set_and_removed_at_once_with_a_name_in_the_audit(site: Site) -> None:
     browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
     page = text_of(browser.follow(change(browser, "at", "16:00, 07:30"), "/admin/domains"))
