@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -127,9 +127,15 @@ def local_domain(parts: Parts, name: str) -> str:
     return host
 
 
-def record(store: Store, act: Act, subject: str = "", detail: str = "") -> None:
-    """Record in the audit what the person who runs the command is about to do. Raises StoreUnavailable."""
-    store.audit.record(AuditEntry.new(datetime.now(UTC), act, current_operator(), subject, detail))
+def record(
+    store: Store, act: Act, subject: str = "", detail: str = "", domains: Collection[str | None] = (None,)
+) -> None:
+    """Record in the audit what the person who runs the command is about to do. Raises StoreUnavailable.
+
+    ``domains``: whose staff see it, with an entry for each; None: that of the subject.
+    """
+    now, who = datetime.now(UTC), current_operator()
+    store.audit.record(*(AuditEntry.new(now, act, who, subject, detail, domain=each) for each in domains))
 
 
 def record_each(parts: Parts, act: Act, deliveries: Sequence[Delivery]) -> None:

@@ -155,7 +155,7 @@ def export(host: str | None, stopped: bool) -> None:
     with open_parts() as parts:
         hosts = _hosts(parts, host)
         now, name = parts.actions.now(), domain(host or "")
-        parts.store.audit.record(recipient_lists.export_entry(now, current_operator(), name, stopped=stopped))
+        parts.store.audit.record(*recipient_lists.export_entries(now, current_operator(), {name}, stopped=stopped))
         found = recipient_lists.people(parts.recipients, hosts, stopped=stopped)
         csv.writer(Lines()).writerows(recipient_lists.written(found, stopped=stopped))
 

@@ -137,7 +137,7 @@ def _mail(addresses: Sequence[str], now: datetime) -> None:
                     f"Nothing was counted in {month} or the month before, or mail.from_address is not set. "
                     "Try: quarantine check"
                 )
-            record(parts.store, Act.EXPORTED, person, f"report of {month} by mail")
+            record(parts.store, Act.EXPORTED, person, f"report of {month} by mail", administrators[person])
             parts.store.outbox.add(mail, now)
             click.echo(f"The report of {month} is queued for {shown(person)}. The digest process sends it.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
@@ -41,7 +42,7 @@ class Act(StrEnum):
     JOB_STARTED = "job-started"  # a mass act; what it did to each delivery is in entries of its own
     JOB_CHANGED = "job-changed"  # somebody paused, resumed or cancelled a mass act
     UNLEARNED = "unlearned"  # Rspamd is to learn a message as the opposite
-    EXPORTED = "exported"  # somebody exported the audit or the rules, or copied the store
+    EXPORTED = "exported"  # somebody exported the audit, the rules or preferences, or copied the store
     # By commands only:
     SCANNED = "scanned"  # Rspamd judged a message again
     PURGED = "purged"  # old messages were removed before the daily purge
@@ -82,6 +83,14 @@ class AuditEntry:
         """Return a new entry. ``domain``: None for that of the subject."""
         host = domain_of(subject) if domain is None else domain
         return cls(new_id(at), at, act, _named(actor, subject), subject, delivery, detail, host)
+
+    @classmethod
+    def of_export(cls, at: datetime, actor: Actor, hosts: Collection[str], detail: str) -> list[AuditEntry]:
+        """Return entries about data that leaves the portal, one for each of these domains, so that their staff see it.
+
+        If "", which stands for all domains, is among them, there is only one entry.
+        """
+        return [cls.new(at, Act.EXPORTED, actor, host, detail) for host in ([""] if "" in hosts else sorted(hosts))]
 
     @classmethod
     def of_event(cls, event: Event, delivery: DeliveryId, recipient: str) -> AuditEntry | None:

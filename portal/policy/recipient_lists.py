@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import field
 from datetime import datetime
 
-from portal.model.audit import Act, AuditEntry
+from portal.model.audit import AuditEntry
 from portal.model.errors import BadList, BadPreference, UnknownRecipient
 from portal.model.message import Actor, domain
 from portal.model.record import record
@@ -163,10 +163,10 @@ def written(people: Iterable[Person], *, stopped: bool) -> Iterator[list[str]]:
         yield [cell(text) for text in (each.recipient, *(() if stopped else chosen(each).values()))]
 
 
-def export_entry(now: datetime, actor: Actor, host: str, *, stopped: bool) -> AuditEntry:
-    """Return the entry of the audit about a list that leaves the portal. ``host``: its domain, "" for several."""
+def export_entries(now: datetime, actor: Actor, hosts: Collection[str], *, stopped: bool) -> list[AuditEntry]:
+    """Return the entries of the audit about a list that leaves the portal. ``hosts``: its domains, "" for all."""
     detail = "addresses of people whose digests are stopped" if stopped else "preferences of recipients"
-    return AuditEntry.new(now, Act.EXPORTED, actor, host, detail)
+    return AuditEntry.of_export(now, actor, hosts, detail)
 
 
 def _is_valid(name: str, text: str) -> bool:

@@ -143,7 +143,8 @@ class AuditPages:
         wanted = self._wanted(request.form, staff, zone)
         used = {name: value for name in _TYPED if (value := request.form(name))}
         detail = shown(f"audit {urlencode(used)}".strip(), 500)
-        self._audit.record(AuditEntry.new(self._pages.now(), Act.EXPORTED, staff.actor, detail=detail))
+        reach = self._staff.reach(staff.member, Permission.READ_AUDIT)
+        self._audit.record(*AuditEntry.of_export(self._pages.now(), staff.actor, reach, detail))
         left, before, entries = _EXPORTED, None, list[AuditEntry]()
         with self._pages.searching():
             while left and (page := self._audit.list(wanted, min(left, _BATCH), before)):

@@ -108,14 +108,16 @@ class RecipientListPages:
         if host and not self._may_manage(staff, host):
             return self._console.forbidden(request)
         reach = self._parts.staff.reach(staff.member, Permission.MANAGE_RECIPIENTS)
-        hosts = {host} if host else None if EVERYWHERE in reach else reach
+        hosts = frozenset({host}) if host else reach
         with self._pages.searching():
-            people = recipient_lists.people(self._parts.recipients, hosts, stopped=stopped)
+            people = recipient_lists.people(
+                self._parts.recipients, None if EVERYWHERE in hosts else hosts, stopped=stopped
+            )
             found = list(islice(people, _MAX_LINES + 1))
         if len(found) > _MAX_LINES:
             return self._page(request, staff, None, 400, error=recipient_lists.TOO_LONG)
-        entry = recipient_lists.export_entry(self._pages.now(), staff.actor, host, stopped=stopped)
-        self._parts.store.audit.record(entry)
+        entries = recipient_lists.export_entries(self._pages.now(), staff.actor, hosts, stopped=stopped)
+        self._parts.store.audit.record(*entries)
         text = io.StringIO()
         csv.writer(text).writerows(recipient_lists.written(found, stopped=stopped))
         headers = {

@@ -6,6 +6,9 @@ import csv
 import io
 import json
 
+import pytest
+
+from portal.model.audit import AuditFilter
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Count, Month
 from portal.stores import Store
@@ -90,3 +93,19 @@ def test_the_report_of_the_last_month_is_mailed_to_an_administrator(run: Run, st
     assert done.exit_code == 0 and f"report of {month} is queued for {ALICE}" in done.output
     with store.outbox.sending(now()) as mail:
         assert mail is not None and mail.to == ALICE and b"Subject: Quarantine report for" in mail.mail
+    assert [each.domain for each in store.audit.list(AuditFilter(act="exported"), 9)] == [EVERYWHERE]
+
+
+def test_a_mailed_report_is_in_the_audit_of_its_domains(
+    run: Run, store: Store, bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUARANTINE_LOCAL_DOMAINS", "example.org,example.com")
+    month = Month(now().date().replace(day=1)).before
+    hosts = ("example.com", "example.org")
+    counts = [Count(each, "total", month.last.isoformat(), "held", "", 3) for each in hosts]
+    store.statistics.import_records(month.last, counts)
+    for domain in hosts:
+        store.staff.give(Grant(ALICE, Role.DOMAIN_ADMINISTRATOR, domain, now(), BY_OPERATOR))
+    assert run("stats", "--mail", ALICE).exit_code == 0
+    found = [(each.domain, each.subject) for each in store.audit.list(AuditFilter(act="exported"), 9)]
+    assert sorted(found) == [(each, ALICE) for each in hosts]

@@ -127,7 +127,8 @@ def test_auditors_see_all_and_others_only_their_domains(two_domains: Site) -> No
     assert "&lt;script&gt;" in page and "<script>alert" not in page
     for role in (Role.AUDITOR, Role.DOMAIN_ADMINISTRATOR):
         browser = staff(two_domains, role, "example.net")
-        assert subjects(browser.get("/admin/audit").text) <= {"carol@example.net", "mallory@example.net"}
+        seen = subjects(browser.get("/admin/audit").text)
+        assert seen <= {"carol@example.net", "mallory@example.net", "example.net"}
         assert subjects(browser.get(f"/admin/audit?about={ALICE}").text) == set()
         assert "alice" not in exported(browser).text
 
@@ -197,6 +198,26 @@ def test_the_csv_file_is_recorded_and_has_no_formulas(two_domains: Site) -> None
     assert sorted(line["detail"] for line in lines) == ["=1+1", "audit act=exported", "audit act=exported"]
     assert browser.post("/admin/audit/export", {"act": "exported"}).status == 403  # a form of another site
     assert len(two_domains.store.audit.list(AuditFilter(act="exported"), 9)) == 3
+
+
+def test_an_export_is_in_the_audit_of_the_domains_that_it_is_about(make_parts: Callable[..., Parts]) -> None:
+    site = Site(make_parts(local_domains=("example.org", "example.net", "example.com")))
+    for domain in ("example.net", "example.com"):
+        site.store.staff.give(Grant(ALICE, Role.DOMAIN_ADMINISTRATOR, domain, site.now, BY_OPERATOR))
+    site.store.staff.give(Grant(BOB, Role.ADMINISTRATOR, EVERYWHERE, site.now, BY_OPERATOR))
+    for person in (ALICE, BOB):
+        browser = site.signed_in(person)
+        form = {"form_token": browser.form_token(), "domain": "", "stopped": ""}
+        assert exported(browser).status == 200
+        assert browser.post("/admin/recipients/list/export", form).status == 200
+    for domain, who in (
+        ("example.net", {ALICE}), ("example.com", {ALICE}), ("example.org", set()), (EVERYWHERE, {ALICE, BOB}),
+    ):  # fmt: skip
+        page = staff(site, Role.AUDITOR, domain).get("/admin/audit?act=exported").text
+        assert {each for each in (ALICE, BOB) if each in page} == who, domain
+        if domain not in ("", "example.org"):
+            assert subjects(page) == {domain}
+            assert "<td><bdi>audit</bdi></td>" in page and "<td><bdi>preferences of recipients</bdi></td>" in page
 
 
 def test_a_role_is_in_the_audit_of_its_domain(two_domains: Site) -> None:
