@@ -111,6 +111,22 @@ def test_what_was_let_through_counts_once_whatever_happens_to_it(store: Store) -
     assert counted(store, Part.TOTAL, yesterday()) == {("passed", ""): 2, ("held", ""): 1, ("deleted", ""): 1}
 
 
+def test_what_was_let_through_and_then_stopped_stays_held(store: Store) -> None:
+    at = yesterday()
+    starts = {who: Start(State.PASSED, Actor(ActorKind.SYSTEM, "rule")) for who in (ALICE, BOB, CAROL)}
+    held = hold(store, recipients=[ALICE, BOB, CAROL], announce=[], starts=starts, at=at)
+    assert counted(store, Part.TOTAL, at) == {("passed", ""): 3}
+    keys = [DeliveryId(held.id, number) for number in range(2)]
+    for key in keys:
+        store.deliveries.move(key, State.HELD, {State.PASSED}, BY_LINK, at + HOUR, kind=EventKind.STOPPED)
+    numbers = {("passed", ""): 1, ("held", ""): 2}
+    assert counted(store, Part.TOTAL, at) == numbers
+    store.deliveries.move(keys[0], State.DELETED, RELEASABLE, BY_LINK, at + 2 * HOUR, kind=EventKind.DELETED)
+    assert counted(store, Part.TOTAL, at) == numbers | {("deleted", ""): 1}
+    store.deliveries.move(keys[1], State.RELEASED, RELEASABLE, BY_LINK, at + 2 * HOUR, kind=EventKind.RELEASED)
+    assert counted(store, Part.TOTAL, at) == numbers | {("deleted", ""): 1, ("released", ""): 1}
+
+
 def test_a_delivery_without_a_recipient_counts_once(store: Store) -> None:
     hold(store, recipients=[], at=yesterday(), announce=())
     assert counted(store, Part.TOTAL, yesterday()) == {("held", ""): 1}

@@ -75,10 +75,14 @@ class SqlStatistics(Statistics):
         """Count a day. Messages that are not indexed yet are left out unless this is the last time."""
         found = DayCounts(day.isoformat())
         since = datetime.combine(day, time(), UTC)
-        events = session.many(_EVENTS, since=since, until=since + _DAY, kinds=[kind.value for kind in OUTCOMES])
+        kinds = [kind.value for kind in (*OUTCOMES, EventKind.STOPPED)]
+        rows = session.many(_EVENTS, since=since, until=since + _DAY, kinds=kinds)
+        events = [row for row in rows if row[2] != EventKind.STOPPED]
+        # Each delivery is either held or let through. One that was stopped, or that is held now, was not let through
+        # in the end.
         passed = {DeliveryId(id, number) for id, number, kind, _ in events if kind == EventKind.PASSED}
+        passed -= {DeliveryId(id, number) for id, number, kind, _ in rows if kind == EventKind.STOPPED}
         for key, state, fact in self._held(session, since, since + _DAY):
-            # Each delivery is either held or let through. One that is held now was not let through in the end.
             if key in passed and state == State.HELD:
                 passed.remove(key)
             if key not in passed and (fact.tier or is_last):
