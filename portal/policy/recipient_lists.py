@@ -44,7 +44,7 @@ _BAD_COLUMNS = {
 }
 TOO_LONG = N_("A list has at most 10,000 lines. Divide it, or use the command “quarantine digests”.")
 NO_VALUE = N_("There is no value to set.")
-SHARED = N_("This is a shared mailbox. Its readers get the digests.")
+SHARED = N_("This is a shared mailbox. Enter the addresses of its readers, who get the digests.")
 TWICE = N_("This recipient is in the list twice, with different values.")
 
 

@@ -45,7 +45,9 @@ NO_CONTACTS = Contacts(None, (), (), None)
 
 NOT_AN_ADDRESS = N_("This is not an email address. Enter one like name@example.org.")
 NOT_IN_DOMAINS = N_("This address is not in your domains.")
-NOT_LOCAL = N_("This address is not a recipient here: neither it nor its domain is one of local_domains.")
+NOT_LOCAL = N_(
+    "This address is not a recipient here: neither it nor its domain is one of local_domains. Check the spelling."
+)
 
 
 class DigestAct(StrEnum):

@@ -427,7 +427,11 @@ class Staff:
         if not is_address(person) or person.startswith("@") or len(person) > _ADDRESS_CHARACTERS:
             raise BadGrant(N_("Enter the address of a mailbox, like alice@example.org."))
         if not self.settings.is_local(person):
-            raise BadGrant(N_("Nobody can sign in with this address: its domain is not a local one."))
+            text = N_(
+                "Nobody can sign in with this address: its domain is not a local one. "
+                "Enter an address in a local domain."
+            )
+            raise BadGrant(text)
         if self.people.held_as(person) != person:
             raise BadGrant(N_("This address has an extension. Enter the address without it."))
         if not self.people.is_person(person):
@@ -442,7 +446,7 @@ class Staff:
         if not fits(role, host):
             raise BadGrant(N_("A domain administrator needs a domain."))
         if host != EVERYWHERE and not self.domains.is_local(host):
-            raise BadGrant(N_("This is not a local domain."))
+            raise BadGrant(N_("This is not a local domain. Check the spelling."))
         return host
 
 

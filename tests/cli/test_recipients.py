@@ -176,6 +176,7 @@ def test_the_facts_of_a_recipient_are_printed(run: Run, store: Store) -> None:
     assert "read by:          alice@example.org, bob@example.org" in run("recipient", "info@example.org").output
     unknown = run("recipient", "x@elsewhere.example")
     assert unknown.exit_code == 1 and "This address is not a recipient here" in unknown.output
+    assert "Check the spelling." in unknown.output
 
 
 # ---- digests of many recipients
@@ -288,7 +289,7 @@ def test_preferences_are_set_from_a_table(run: Run, store: Store, tmp_path: Path
         (("set", BOB, "--only-wanted", "never"), "", "bob@example.org: Enter on or off."),
         (("set", BOB, "--days", "never"), "", "These days are not known."),
         (("stop",), f"{BOB}\nx@elsewhere.example\nalice\n", "line 3: This is not an email address."),
-        (("stop",), f"{BOB}\ninfo@example.org\n", "line 2: This is a shared mailbox."),
+        (("stop",), f"{BOB}\ninfo@example.org\n", "line 2: This is a shared mailbox. Enter the addresses of its"),
         (("stop",), f"{BOB},de\n", "line 1: There are more values than columns."),
         (("set",), f"address,at\n{BOB},7\n{ALICE},25:00\n", "line 3: Enter times like 07:00"),
         (("set",), f"address,colour\n{BOB},red\n", "line 1: The columns are address and, if wanted, days, at"),
