@@ -142,6 +142,11 @@ class DryRun:
         """The number of deliveries that would be acted on."""
         return sum(part.count for part in self.parts if part.obstacle is None)
 
+    @property
+    def is_empty(self) -> bool:
+        """True if there is nothing to do. Only the newest deliveries may have been counted: then there may be."""
+        return self.total.exact and not self.count
+
 
 @record(frozen=True, slots=True)
 class View:

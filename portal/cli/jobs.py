@@ -91,11 +91,11 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
         _print_dry_run(act, found)
         if options["dry_run"]:
             return
-        if not found.count:
+        if found.is_empty:
             raise NotDone("There is nothing to do. To see what the search finds: quarantine list")
         if not options["yes"] and not sys.stdin.isatty():
             raise WrongCall("Confirm with --yes, or look first with --dry-run.")
-        if not options["yes"] and not click.confirm(f"{act.capitalize()} {found.count} deliveries?"):
+        if not options["yes"] and not click.confirm(f"{act.capitalize()} {_beyond(found)}{found.count} deliveries?"):
             raise NotDone("Nothing was changed.")
         query = urlencode([(name.replace("_", "-"), text) for name, texts in typed.items() for text in texts])
         mass = MassAct(
@@ -121,12 +121,18 @@ def _print_dry_run(act: Act, found: DryRun) -> None:
         add_row(table, str(count), host, tier, state, why)
     if found.parts:
         print_table(table)
-    beyond = "" if found.total.exact else "at least "
+    beyond = _beyond(found)
     click.echo(f"{beyond}{found.count} of {beyond}{found.total.count} deliveries to {act}")
-    if found.count and act in (Act.RELEASE, Act.REFUSE):
+    if not found.is_empty and act in (Act.RELEASE, Act.REFUSE):
         click.echo(_CHECKED_AGAIN, err=True)
     if not found.total.indexed:
         click.echo("Some messages are still being indexed: the job begins when that has ended.", err=True)
+    elif not found.total.exact:
+        click.echo("Only the newest deliveries were counted. The job includes older ones too.", err=True)
+
+
+def _beyond(found: DryRun) -> str:
+    return "" if found.total.exact else "at least "
 
 
 def _follow(masses: MassActs, job_id: UUID) -> None:

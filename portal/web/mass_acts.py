@@ -168,7 +168,7 @@ class MassActPages:
             return self._ask(request, staff, search, act, 400, error=_NOT_HELD_BACK)
         with self._pages.searching():
             found = self._masses.dry_run(act, wanted, staff.member)
-        if not found.count:
+        if found.is_empty:
             return self._pages.see_other(_page_of(search, act))
         query = search.query().removeprefix("?")
         mass = MassAct(
@@ -212,6 +212,7 @@ class MassActPages:
             parts=_part_rows(found, viewer),
             count=found.count,
             total=found.total,
+            is_empty=found.is_empty,
             reason=shown(request.form("reason"), REASON_CHARS) if request.method == "POST" else "",
             reason_chars=REASON_CHARS,
             choices=[

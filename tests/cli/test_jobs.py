@@ -28,6 +28,7 @@ from portal.model.message import DeliveryId, Filter, State, Symbol, Tier
 from portal.settings import load
 from portal.stores import Store
 from portal.stores.records import Page
+from portal.stores.shared.facets import SqlFacets
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, MALLORY, hold
 from tests.paths import ROOT
 from tests.smtp_server import SmtpServer
@@ -139,6 +140,23 @@ def test_a_dry_run_says_that_some_may_not_be_permitted_in_the_end(run: Run, stor
     assert done.exit_code == 1 and "not-allowed" in done.output
     assert store.deliveries.of_message(own)[0].state is State.HELD
     assert "may end as" not in run("delete", *search, "--dry-run").output
+
+
+def test_a_job_may_act_on_older_messages_only_than_were_counted(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SqlFacets.tally, "__defaults__", (2,))
+    found = [hold(store, recipients=(ALICE,), symbols=NEW_RULE).id for _ in range(4)]
+    command = ("delete", "--matching", "--symbol", "NEW_RULE", "--reason", "test", "--yes")
+    with digest_process() as parts:
+        for newest in found[2:]:
+            parts.actions.delete(newest, 0, BY_OPERATOR)
+        done = run(*command)
+        assert done.exit_code == 0 and "at least 0 of at least 2 deliveries to delete" in done.output, done.output
+        assert "The job includes older ones too." in done.output and "2 done, 0 failed, 0 left" in done.output
+        assert [store.deliveries.of_message(id)[0].state for id in found] == [State.DELETED] * 4
+        monkeypatch.setattr(SqlFacets.tally, "__defaults__", (4,))
+        assert "There is nothing to do." in run(*command).output
 
 
 def test_a_deletion_of_all_is_undone(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

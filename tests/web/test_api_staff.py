@@ -17,6 +17,7 @@ from portal.model.errors import StoreUnavailable
 from portal.model.message import State, Tier
 from portal.model.staff import EVERYWHERE, Role
 from portal.model.statistics import Count
+from portal.stores.shared.facets import SqlFacets
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold, now, rule
 from tests.smtp_server import SmtpServer
 from tests.web.test_api import CAROL, DOMAINS, Client, client
@@ -90,6 +91,21 @@ def test_a_job_is_counted_started_and_followed(site: Site, relay: SmtpServer) ->
     ended = program.post(f"/jobs/{job['id']}/pause", {})
     assert ended.status == 409 and "the job has ended" in ended.json["detail"]
     assert program.post(f"/jobs/{job['id']}/retry", {}).status == 409
+
+
+def test_a_job_may_act_on_older_messages_only_than_were_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SqlFacets.tally, "__defaults__", (2,))
+    held = [site.hold(recipients=(ALICE,)) for _ in range(4)]
+    for newest in held[2:]:
+        site.parts.actions.release(newest.id, 0, BY_OPERATOR, operator=True)
+    program = client(site)
+    started = start(site, program, RELEASE)
+    assert (started["count"], started["total"]) == (0, {"count": 2, "exact": False})
+    run(site)
+    assert done(program.get(f"/jobs/{started['job']['id']}"))["outcomes"] == {"released": 2}
+    assert [site.state(each) for each in held] == [State.RELEASED] * 4
+    monkeypatch.setattr(SqlFacets.tally, "__defaults__", (4,))
+    assert start(site, program, RELEASE)["job"] is None, "there is nothing to do"
 
 
 def test_a_job_is_paused_resumed_and_cancelled(site: Site) -> None:

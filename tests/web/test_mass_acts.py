@@ -18,6 +18,7 @@ from portal.batches.mass_run import MassActs
 from portal.model.message import Filter, Start, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Page
+from portal.stores.shared.facets import SqlFacets
 from portal.web.auth.session import FRESH
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, now, rule
 from tests.smtp_server import SmtpServer
@@ -97,6 +98,25 @@ def test_all_that_a_search_finds_is_released_after_a_dry_run_and_a_minute(site: 
     assert [site.state(each) for each in held] == [State.RELEASED] * 3
     assert len(relay.mails) == 3
     assert "Release Symbol: BAYES_SPAM Finished 2 0 0" in words(browser.get("/admin/jobs/"))
+
+
+def test_a_job_may_act_on_older_messages_only_than_were_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SqlFacets.tally, "__defaults__", (2,))
+    browser = staff(site, Role.ADMINISTRATOR)
+    held = [site.hold(recipients=(ALICE,)) for _ in range(4)]
+    for newest in held[2:]:
+        site.parts.actions.release(newest.id, 0, BY_OPERATOR, operator=True)
+    said = words(browser.get(f"/admin/jobs/new?{SEARCH}&act=release"))
+    assert "0 of 2 deliveries" in said and "All of them are included." in said
+    page = confirm(site, browser).header("Location") or ""
+    assert "Starts soon · 0 of 0" in words(browser.get(page))
+    run(site)
+    assert "Finished · 2 of 2" in words(browser.get(page))
+    assert [site.state(each) for each in held] == [State.RELEASED] * 4
+    monkeypatch.setattr(SqlFacets.tally, "__defaults__", (4,))
+    form = {"form_token": browser.form_token(), "act": "release", "search": f"?{SEARCH}", "reason": "Again."}
+    assert "Reason for the audit" not in browser.get(f"/admin/jobs/new?{SEARCH}&act=release").text
+    assert "/jobs/new?" in (browser.post("/admin/jobs/", form).header("Location") or "")
 
 
 def test_a_job_reaches_what_is_held_for_an_address_without_its_extension(make_parts: Callable[..., Parts]) -> None:

@@ -126,8 +126,8 @@ class StartedJob(Model):
 
     job: JobDetail | None = Field(description="null for a dry run, and if there is nothing to do.")
     count: int = Field(
-        description="Deliveries that it acts on. If it releases or denies, the owner's own messages, and those without "
-        "a virus scan, may end as not permitted."
+        description="Deliveries that it acts on, or more if total is not exact. If it releases or denies, the owner's "
+        "own messages, and those without a virus scan, may end as not permitted."
     )
     total: Count = Field(description="Of what the search finds.")
     parts: list[JobPart]
@@ -234,7 +234,7 @@ class JobRoutes:
         made = None if body.dry_run else self._masses.made(caller.actor, caller.request)
         if made and not is_past(made.job.created_at, IDEMPOTENCY_KEPT, self._pages.now()):
             return _started(found, _detail(made))
-        if body.dry_run or not found.count:
+        if body.dry_run or found.is_empty:
             return _started(found, None)
         query = urlencode(search.texts(), doseq=True)
         mass = MassAct(
