@@ -426,6 +426,16 @@ def test_acts_have_one_outcome_for_each_id_and_the_token_in_the_audit(site: Site
     assert [each["state"] for each in program.act("restore", name(other))] == ["held"]
 
 
+@pytest.mark.parametrize("act", ["release", "delete", "restore"])
+def test_an_act_takes_no_other_spelling_of_an_id(site: Site, act: str) -> None:
+    held, program = site.hold(), client(site)
+    for id in (f"{held.id}.00", f"{held.id}.01", f"{str(held.id).upper()}.0", f"{held.id.hex:-<36}.0", f"{held.id}"):
+        answer = program.post(f"/messages/{act}", {"ids": [id]})
+        found = answer.status == 422 or answer.json["results"][0]["outcome"] == "not-found"
+        assert found and site.state(held) is State.HELD, (id, answer.text)
+    assert [each["id"] for each in program.act("delete", name(held))] == [name(held)]
+
+
 def test_a_role_that_may_not_act_on_a_message_changes_nothing(site: Site, relay: SmtpServer) -> None:
     harmful, dangerous = site.hold(Tier.SUSPICIOUS), site.hold(Tier.DANGEROUS)
     ids = [name(harmful), name(dangerous)]
@@ -463,6 +473,7 @@ def test_a_mail_server_that_does_not_answer_defers_the_release(make_parts: Calla
         ({"ids": ["x"]}, 422),
         ({"ids": "01900000-0000-7000-8000-000000000001.0"}, 422),
         ({"ids": ["01900000-0000-7000-8000-000000000001.0"] * 2}, 422),
+        ({"ids": ["01900000-0000-7000-8000-00000000000a.0", "01900000-0000-7000-8000-00000000000a.00"]}, 422),
         ({"ids": [f"01900000-0000-7000-8000-000000000001.{n}" for n in range(51)]}, 422),
         ({"ids": ["01900000-0000-7000-8000-000000000001.0"], "force": True}, 422),
         (b" " * (64 * 1024 + 1), 413),

@@ -48,7 +48,8 @@ def _distinct(ids: list[str]) -> list[str]:
     return ids
 
 
-DeliveryName = Annotated[str, Field(pattern=r"^[0-9a-f-]{36}\.[0-9]{1,5}$")]
+# As `name_of` writes it, so that results are found by it, and one delivery has one name.
+DeliveryName = Annotated[str, Field(pattern=r"^[0-9a-f-]{36}\.(?:0|[1-9][0-9]{0,4})$")]
 
 
 class Act(Model):
