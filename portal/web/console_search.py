@@ -260,7 +260,7 @@ class ConsoleSearch:
             return {
                 "by": search.by,
                 "by_name": _GROUPS_BY[search.by],
-                "rows": [_group_row(search, search.by, group, viewer) for group in groups.groups[:_GROUPS]],
+                "rows": [_group_row(search, wanted, search.by, group, viewer) for group in groups.groups[:_GROUPS]],
                 "groups_left": number(max(0, len(groups.groups) - _GROUPS)),
                 "has_more_groups": len(groups.groups) > _GROUPS,
                 "total": number(groups.total.count),
@@ -353,7 +353,7 @@ def _rows(search: Search, deliveries: Sequence[Delivery], viewer: Viewer) -> lis
     return rows
 
 
-def _group_row(search: Search, by: GroupBy, group: Group, viewer: Viewer) -> GroupRow:
+def _group_row(search: Search, wanted: Filter, by: GroupBy, group: Group, viewer: Viewer) -> GroupRow:
     first, name = search.without("before", "by"), group.name
     pairs = [(by.value, name)]
     shown_name = shown(name, 100)
@@ -361,13 +361,22 @@ def _group_row(search: Search, by: GroupBy, group: Group, viewer: Viewer) -> Gro
         begin = datetime.fromisoformat(f"{name}:00").replace(tzinfo=UTC)
         shown_name = viewer.language.short_moment(begin, viewer.zone)
         first = first.without("since", "until")
-        pairs = [("since", f"{name}:00Z"), ("until", f"{begin + timedelta(hours=1):%Y-%m-%dT%H:%M}Z")]
+        end = begin + timedelta(hours=1)
+        since = max(begin, wanted.since or begin)  # the search may begin or end within the hour
+        until = min(end, wanted.until or end)
+        pairs = [("since", _in_utc(since)), ("until", _in_utc(until))]
     elif by is not GroupBy.SYMBOL:
         shown_name = shown_address(name)
         first = first.without(by.value)
     points = viewer.language.score(group.points) if by is GroupBy.SYMBOL else ""
     query = first.query(*pairs) if name else ""
     return GroupRow(shown_name, viewer.language.number(group.count), points, query)
+
+
+def _in_utc(at: datetime) -> str:
+    """Return a time as a criterion, in whole minutes if it is one."""
+    at = at.astimezone(UTC).replace(tzinfo=None)
+    return f"{at.isoformat(timespec='auto' if at.second or at.microsecond else 'minutes')}Z"
 
 
 def shown_criteria(search: Search, viewer: Viewer) -> str:

@@ -110,6 +110,28 @@ def test_groups_of_whole_days_have_no_limit_and_say_so(site: Site) -> None:
     assert "from the statistics" not in get(staff(site), ("since", "12h"), ("by", "symbol"))
 
 
+@pytest.mark.parametrize("is_relative", [True, False])
+def test_an_hour_at_the_end_of_the_search_leads_to_what_was_counted(site: Site, *, is_relative: bool) -> None:
+    """Also if the link is followed later: then a search since 12 hours ago would begin later."""
+    start = site.now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=13)
+    for minutes in (10, 32, 70, 100):
+        hold(site.store, recipients=[ALICE], subject=f"After {minutes}", at=start + timedelta(minutes=minutes))
+    while site.store.facets.index():
+        pass
+    site.now = start + timedelta(hours=12, minutes=30, seconds=7, milliseconds=250)
+    since, until = (f"{start + timedelta(minutes=minutes):%Y-%m-%dT%H:%M}+00:00" for minutes in (30, 90))
+    browser = staff(site, Role.ADMINISTRATOR)
+    page = get(browser, ("since", "12h" if is_relative else since), ("until", until), ("by", "hour"))
+    links = re.findall(r'<td><a href="/quarantine(/admin/[^"]*)"><bdi>.*?</td><td class="number">(\d+)', page)
+    assert [count for _, count in links] == ["1", "1"]
+    site.now += timedelta(minutes=5)
+    for (path, _), minutes in zip(links, (70, 32), strict=True):
+        found = browser.get(unescape(path)).text
+        assert re.search(r"Deliveries: 1\b", found) and re.findall(r"After \d+", found) == [f"After {minutes}"], path
+        job = unescape(re.findall(r'href="/quarantine(/admin/jobs/new[^"]*act=delete)"', found)[0])
+        assert "1 of 1 deliveries" in browser.get(job).text
+
+
 def test_pages_go_on_before_the_last_delivery(site: Site) -> None:
     for number in range(51):
         hold(site.store, recipients=[ALICE], subject=f"Number {number}.")
