@@ -65,15 +65,19 @@ class MassRights:
     def may_steer(self, member: Member, mass: MassAct) -> bool:
         """Return whether a person may pause, resume, cancel or retry a mass act.
 
-        That of somebody else, or of their own from a session with another sign-in method, only if they may do, in all
-        its domains, everything that it may do by the roles of the person who confirmed it.
+        Only if they may do, by the roles of their session or token, everything that it may do by the roles of the
+        person who confirmed it, or by its token. That of somebody else only if they may do it in all its domains.
         """
         reach = self.reach(mass.act, member)
-        if (_is_own(member, mass) and mass.method in ("", member.method)) or not reach:
-            return bool(reach)
-        owner = self.member(mass)
-        used = [each for each in PERMISSIONS[mass.act] if owner is None or self.staff.reach(owner, each)]
-        return _covers(reach, mass) and all(_covers(self.staff.reach(member, each), mass) for each in used)
+        if not reach or not (_is_own(member, mass) or _covers(reach, mass)):
+            return False
+        owner, domains = self.member(mass), _domains(mass)
+        return all(
+            self.staff.may(member, permission, host)
+            for host in ({EVERYWHERE, *self.staff.domains.local()} if domains is None else domains)
+            for permission in PERMISSIONS[mass.act]
+            if owner is None or self.staff.may(owner, permission, host)
+        )
 
 
 def _is_own(member: Member, mass: MassAct) -> bool:
@@ -83,7 +87,12 @@ def _is_own(member: Member, mass: MassAct) -> bool:
 
 def _covers(reach: frozenset[str], mass: MassAct) -> bool:
     """Return whether all messages of a mass act are for these domains."""
-    domains = mass.criteria.domains
-    if mass.criteria.recipient is not None:
-        domains = frozenset({domain(mass.criteria.recipient)})
+    domains = _domains(mass)
     return EVERYWHERE in reach or (domains is not None and domains <= reach)
+
+
+def _domains(mass: MassAct) -> frozenset[str] | None:
+    """Return the domains of the messages of a mass act, None for all."""
+    if mass.criteria.recipient is not None:
+        return frozenset({domain(mass.criteria.recipient)})
+    return mass.criteria.domains

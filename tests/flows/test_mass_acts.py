@@ -486,3 +486,49 @@ def test_a_job_has_the_roles_of_the_session_in_which_it_was_confirmed(make_parts
         assert found and staff.may_release_tier(found, Tier.DANGEROUS, "example.org") is may
         assert rights.may_steer(member, mass)
     assert not rights.may_steer(by_link, mass), "it could go on with more than the session may do"
+
+
+def test_nobody_steers_the_job_of_their_token_with_less_than_its_rights(make_parts: MakeParts) -> None:
+    """Jobs of tokens have no sign-in method, and their tokens have the roles that a directory gives after a password."""
+    domains = ("example.org", "example.net")
+    site = Site(
+        make_parts(
+            ldap__uri="ldaps://l.example",
+            ldap__base="dc=x",
+            local_domains=domains,
+            staff__groups={"adm": "administrator"},
+        )
+    )
+    staff, tokens = site.parts.staff, site.parts.tokens
+    staff.give(MALLORY, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR)
+    staff.put_groups(MALLORY, "ldap", ["adm"])
+    programs = []
+    for role in (Role.ADMINISTRATOR, Role.HELP_DESK):
+        wanted = TokenRequest("repair", role, EVERYWHERE, Scope.ACT, 1)
+        program = tokens.member(tokens.create(new_id(), MALLORY, wanted, BY_OPERATOR, site.now) or "", site.now)
+        assert program and program.token
+        programs.append(program)
+    by_link, by_password = staff.member(MALLORY, "mailed-link"), staff.member(MALLORY, "ldap")
+    rights = masses(site).rights
+    expected = {0: (True, False, False, True), 1: (True, True, True, True)}
+    for number, may in expected.items():
+        token = programs[number].token
+        mass = MassAct(Act.RELEASE, Filter(), "", 1, "x", MALLORY, token=token.id if token else None)
+        assert tuple(rights.may_steer(each, mass) for each in (programs[0], programs[1], by_link, by_password)) == may
+
+
+def test_steering_a_job_needs_its_rights_in_each_of_its_domains(site: Site) -> None:
+    """The help desk releases spam where the recipients may, so its role for all domains is not enough in each."""
+    staff, rights = site.parts.staff, masses(site).rights
+    for key, right in (("release_spam", "request"), ("release_suspicious", "administrator")):
+        site.parts.domains.set("example.net", key, right, BY_OPERATOR)
+    staff.give(ALICE, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR)
+    staff.give(MALLORY, Role.DOMAIN_ADMINISTRATOR, "example.net", BY_OPERATOR)
+    staff.give(MALLORY, Role.AUDITOR, EVERYWHERE, BY_OPERATOR)
+    limited = Filter(domains=frozenset({"example.net"}), tiers=frozenset({Tier.SPAM}))
+    for wanted in (limited, Filter(recipient=CAROL)):
+        mass = MassAct(Act.RELEASE, wanted, "", 1, "x", MALLORY, method="ldap")
+        assert not rights.may_steer(staff.member(ALICE, "ldap"), mass)
+    for method in ("ldap", "mailed-link"):
+        member = staff.member(MALLORY, method)
+        assert rights.may_steer(member, MassAct(Act.RELEASE, Filter(), "", 1, "x", MALLORY, method="ldap"))
