@@ -99,6 +99,7 @@ class Parts:
             deciders=self.staff.deciders,
             is_local=self.people.is_notified,
             language_of=self._language_of,
+            public_url_of=self._public_url_of,
         )
 
     def _render_mail(self, *args: Any, **values: Any) -> EmailMessage:
@@ -108,6 +109,9 @@ class Parts:
         readers = self.people.readers(identity(address))
         reader = readers[0] if len(readers) == 1 else identity(address)
         return self.domains.plan(reader, self.store.recipients.get(reader).preferences).language
+
+    def _public_url_of(self, address: str) -> str:
+        return self.domains.of(self.people.person(address) or address).public_url
 
     @cached_property
     def rspamd(self) -> Rspamd | None:

@@ -100,6 +100,7 @@ def make_actions(store: Store, clock: Clock) -> MakeActions:
                 store,
             ),
             language_of=lambda address: "en",
+            public_url_of=lambda address: "https://mail.example.org/quarantine",
             deciders=lambda delivery: (),
             is_local=lambda address: address.endswith("@example.org"),
             host="portal.example.org",

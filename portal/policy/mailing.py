@@ -37,6 +37,7 @@ class Mailing:
     domains: Domains
     deciders: Callable[[Delivery], Sequence[str]]  # about a request: the administrators of the recipient's domain
     language_of: Callable[[str], str]  # address → language tag of its owner
+    public_url_of: Callable[[str], str]  # address → URL at which its owner signs in, the site's if nobody does
     now: Callable[[], datetime] = utc_now
 
     def report_finding(self, message: Message) -> None:
@@ -55,9 +56,12 @@ class Mailing:
 
     def request_mails(self, delivery: Delivery, *, reminder: bool = False) -> list[QueuedMail]:
         """Return the mails about a release request: to the administrators of the domain who may decide about it or, if
-        there are none, to `admin_address`."""
+        there are none, to `admin_address`.
+
+        The link leads to the host at which the receiver signs in: their session is not valid at that of the recipient.
+        """
         policy = self.domains.of(delivery.recipient)
-        receivers: Sequence[str | None] = self.deciders(delivery) or [policy.admin_address]
+        receivers = self.deciders(delivery) or ([policy.admin_address] if policy.admin_address else [])
         mails = [
             self.mail(
                 to,
@@ -67,7 +71,7 @@ class Mailing:
                 reminder=reminder,
                 dangerous=delivery.message.tier is Tier.DANGEROUS,
                 symbols=sorted(delivery.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_SHOWN],
-                page=f"{policy.public_url}/admin/messages/{delivery.id}.{delivery.number}/",
+                page=f"{self.public_url_of(to)}/admin/messages/{delivery.id}.{delivery.number}/",
                 # It is copied into a shell, and a sender may have chosen an address with shell code in it.
                 recipient_argument=shlex.quote(shown(delivery.recipient, 320)),
             )

@@ -18,7 +18,8 @@ from portal.batches.parallel import retry_due
 from portal.model.brand import LOGO_OCTETS
 from portal.model.errors import BadDomainValue, SettingsError
 from portal.model.links import Action
-from portal.model.message import Actor, ActorKind, Filter, Scan, ScanOutcome, State, Tier, held_at
+from portal.model.message import Actor, ActorKind, DeliveryId, Filter, Scan, ScanOutcome, State, Tier, held_at
+from portal.model.staff import Role
 from portal.stores.records import Held
 from tests import builders
 from tests.conftest import MakeParts
@@ -491,7 +492,8 @@ PROVIDER_URL = "https://quarantine.provider.example/quarantine"
 def hosts(make_parts: MakeParts, smtp: SmtpServer, tmp_path: Path) -> Site:
     """A site over https at which apples.example has a host of its own."""
     (tmp_path / "quarantine.toml").write_text(SETTINGS)
-    site = Site(make_parts(**overrides(smtp), public_url=PROVIDER_URL))
+    (tmp_path / "aliases").write_text("alias@apples.example bob@pears.example\n")
+    site = Site(make_parts(**overrides(smtp), public_url=PROVIDER_URL, people__alias_file=tmp_path / "aliases"))
     with_values(site, "apples.example", public_url=APPLE_URL)
     return site
 
@@ -512,6 +514,42 @@ def test_all_links_of_a_domain_lead_to_its_host(hosts: Site, smtp: SmtpServer) -
         for mail in mails_to(smtp, who):
             assert own in texts(mail) and other.partition("//")[2].partition("/")[0] not in texts(mail)
             assert not mail["List-Unsubscribe"] or mail["List-Unsubscribe"].startswith(f"<{own}/link/")
+
+
+@pytest.mark.parametrize(
+    ("receiver", "own"),
+    [
+        (BOB, PROVIDER_URL),  # an administrator of the domain, who signs in elsewhere
+        ("eve@apples.example", APPLE_URL),
+        ("", APPLE_URL),  # the admin_address of the domain
+        ("it@pears.example", PROVIDER_URL),
+        ("postmaster@provider.example", PROVIDER_URL),
+        ("alias@apples.example", PROVIDER_URL),  # of Bob
+    ],
+)
+@pytest.mark.parametrize("is_reminder", [False, True])
+def test_the_mail_about_a_request_leads_to_the_host_of_its_receiver(
+    hosts: Site, smtp: SmtpServer, receiver: str, own: str, is_reminder: bool
+) -> None:
+    if receiver in (BOB, "eve@apples.example"):
+        hosts.parts.staff.give(receiver, Role.DOMAIN_ADMINISTRATOR, "apples.example", builders.BY_OPERATOR)
+    elif receiver:
+        with_values(hosts, "apples.example", admin_address=receiver)
+    held = hosts.hold(recipients=(ALICE,), tier=Tier.SUSPICIOUS)
+    hosts.parts.actions.request_release(held.id, 0, Actor(ActorKind.RECIPIENT))
+    housekeeping.send_queued(hosts.parts, hosts.now)
+    if is_reminder:
+        smtp.mails.clear()
+        hosts.now += timedelta(days=1, hours=1)
+        assert hosts.parts.actions.remind(DeliveryId(held.id, 0))
+        housekeeping.send_queued(hosts.parts, hosts.now)
+    [mail] = mails_to(smtp, receiver or "it@apples.example")
+    assert mail["From"] == "Apple Growers <quarantine@mail.apples.example>"
+    [link] = re.findall(r"https://\S+/admin/messages/\S+", texts(mail))
+    assert link == f"{own}/admin/messages/{held.id}.0/"
+    if receiver == BOB:
+        browser = hosts.signed_in(BOB)
+        assert request(browser, "GET", link).status == 200
 
 
 def test_links_and_forms_of_a_domain_work_at_its_host_only(hosts: Site, smtp: SmtpServer) -> None:
