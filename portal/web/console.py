@@ -65,7 +65,7 @@ _DAILY_WORK = (
 _ADMINISTRATION = (
     ("/admin/domains", N_("Domains"), Permission.READ_AUDIT),
     ("/admin/staff", N_("Staff"), Permission.READ_AUDIT),
-    ("/admin/tokens", N_("API tokens"), Permission.READ_AUDIT),
+    ("/admin/tokens", N_("API tokens"), Permission.SEE_ENVELOPE),
     ("/admin/audit", N_("Audit"), Permission.READ_AUDIT),
 )
 

@@ -79,7 +79,7 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "/admin/statistics/tiers.svg"): (303, 404, 200, 200, 200, 200, 200),
     ("GET", "/admin/staff"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/staff"): (303, 404, 303, 303, 403, 403, 403),
-    ("GET", "/admin/tokens"): (303, 404, 200, 200, 200, 403, 200),
+    ("GET", "/admin/tokens"): (303, 404, 200, 200, 200, 200, 200),
     ("POST", "/admin/tokens"): (303, 404, 400, 400, 403, 403, 403),
     ("GET", "/admin/second-factor"): (303, 404, 200, 200, 200, 200, 200),
     ("POST", "/admin/second-factor"): (303, 404, 303, 303, 303, 303, 303),

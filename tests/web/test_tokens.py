@@ -168,6 +168,30 @@ def test_auditors_revoke_their_own_tokens_and_no_others(site: Site) -> None:
     assert [each.id for each in site.store.tokens.all() if each.revoked_at] == [own]
 
 
+@pytest.mark.parametrize("domain", [EVERYWHERE, "example.org"])
+def test_the_help_desk_sees_and_revokes_its_own_tokens_and_no_others(site: Site, domain: str) -> None:
+    browser = sign_in(site, Person(MALLORY, Role.HELP_DESK, domain))
+    site.parts.staff.give(BOB, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR)
+    own, others = new_id(), [new_id(), new_id()]
+    wanted = TokenRequest("Mine", Role.HELP_DESK, "example.org", Scope.ACT, 9)
+    assert site.parts.tokens.create(own, MALLORY, wanted, BY_OPERATOR, site.now)
+    for token, host in zip(others, (EVERYWHERE, "example.org"), strict=True):
+        foreign = TokenRequest("Of Bob", Role.HELP_DESK, host, Scope.ACT, 9)
+        assert site.parts.tokens.create(token, BOB, foreign, BY_OPERATOR, site.now)
+    menu = '<a href="/quarantine/admin/tokens"'
+    assert menu in browser.get("/admin/").text
+    page = browser.get("/admin/tokens").text
+    assert "Mine" in page and "Of Bob" not in page and BOB not in page
+    assert page.count('value="revoke"') == 1 and 'value="create"' not in page
+    assert create(browser).status == 403
+    for token, status in (*((each, 403) for each in others), (own, 303)):
+        form = {"form_token": browser.form_token(), "change": "revoke", "token": str(token)}
+        assert browser.post("/admin/tokens", form).status == status
+    assert [each.id for each in site.store.tokens.all() if each.revoked_at] == [own]
+    [entry] = site.store.audit.list(AuditFilter(act="token-revoked"), 9)
+    assert str(own) in entry.detail and entry.actor.name == MALLORY
+
+
 def test_tokens_are_created_only_after_a_fresh_sign_in_and_revoked_always(site: Site) -> None:
     browser = sign_in(site, ADMINISTRATOR)
     secret_of(create(browser))
