@@ -65,6 +65,8 @@ def stats(
 
     ``--by sender`` is about the domains of senders, ``--by domain`` about those of recipients.
 
+    If there are more days than ``--limit``, the newest are printed.
+
     The numbers are of recipients' deliveries and of days in UTC, and about a minute old.
     """
     now = datetime.now(UTC)
@@ -94,22 +96,23 @@ def stats(
             local_domain(parts, domain)
     if not found:
         raise NotDone(_why_nothing(first, last, domain))
+    total, found = len(found), found[-limit:] if by == "day" else found[:limit]
     if as_json:
-        for line in found[:limit]:
+        for line in found:
             click.echo(json_text({by: line.name, **_numbers(line), "mistakes": line.mistakes}))
     elif as_csv:
         writer = csv.writer(Lines())
         writer.writerow([by, *Outcome, "mistakes"])
-        for line in found[:limit]:
+        for line in found:
             writer.writerow([cell(line.name), *_numbers(line).values(), "" if line.mistakes is None else line.mistakes])
     else:
         table = new_table(by, *Outcome, "mistakes")
-        for line in found[:limit]:
+        for line in found:
             share = "" if line.mistakes is None else f"{line.mistakes:.1%}"
             add_row(table, shown(line.name, 100) or "(not known)", *map(str, _numbers(line).values()), share)
         print_table(table)
-    if len(found) > limit:
-        say_more(f"There are {len(found)} lines", limit)
+    if total > limit:
+        say_more(f"There are {total} days; these are the newest" if by == "day" else f"There are {total} lines", limit)
 
 
 COMMANDS = (stats,)

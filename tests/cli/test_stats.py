@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from datetime import timedelta
+
+import pytest
 
 import pytest
 
@@ -79,6 +83,25 @@ def test_csv_has_the_same_numbers(run: Run, store: Store, bad: str) -> None:
     store.statistics.import_records(now().date(), [Count("", "sender", day, "held", "=cmd|x.example", 3)])
     [line] = csv.DictReader(io.StringIO(run("stats", "--by", "sender", "--csv").output))
     assert (line["sender"], line["held"], line["released"], line["mistakes"]) == ("'=cmd|x.example", "3", "0", "0.0")
+
+
+@pytest.mark.parametrize("form", ["table", "--json", "--csv"])
+def test_the_newest_days_are_printed_in_order(run: Run, store: Store, form: str) -> None:
+    run("init")
+    days = [now().date() - timedelta(days=number) for number in reversed(range(60))]
+    for number, day in enumerate(days, start=1):
+        store.statistics.import_records(day, [Count("", "total", day.isoformat(), "held", "", number)])
+
+    def printed(*words: str) -> tuple[list[str], str]:
+        result = run("stats", "--since", days[0].isoformat(), *words, *([form] if form != "table" else []))
+        assert result.exit_code == 0, result.output
+        return re.findall(r"\d{4}-\d\d-\d\d", result.stdout), result.stderr
+
+    every = [day.isoformat() for day in days]
+    newest, said = printed()
+    assert newest == every[10:] and said == "There are 60 days; these are the newest. To list more, use --limit 500\n"
+    assert printed("--limit", "1")[0] == every[-1:]
+    assert printed("--limit", "1000") == (every, "")
 
 
 def test_the_report_of_the_last_month_is_mailed_to_an_administrator(run: Run, store: Store, bad: str) -> None:

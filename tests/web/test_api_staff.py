@@ -408,6 +408,27 @@ def test_statistics_are_those_of_the_domains_of_a_token(site: Site) -> None:
     assert EVERYWHERE == done(program.get("/statistics?by=delay"))["domain"]
 
 
+def test_statistics_say_which_lines_are_left_out(site: Site) -> None:
+    days = [date(2025, 1, 31) + timedelta(days=number) for number in range(367)]
+    for day in days:
+        site.store.statistics.import_records(day, [Count("", "total", day.isoformat(), "held", "", 1)])
+    hosts = [f"d{number:03}.example" for number in range(120)]
+    counts = [Count(host, "total", "2024-12-31", "held", "", 1) for host in hosts]
+    site.store.statistics.import_records(date(2024, 12, 31), counts)
+    program = client(site)
+
+    def found(query: str) -> tuple[list[str], bool]:
+        answer = done(program.get(f"/statistics?{query}&until=2026-02-01"))
+        return [line["name"] for line in answer["lines"]], answer["complete"]
+
+    every = [day.isoformat() for day in days]
+    assert found("since=2025-01-31") == (every, True)
+    assert found("since=2025-01-31&limit=2") == (every[-2:], False)
+    assert found("since=2025-01-31&limit=367") == (every, True)
+    assert found("since=2024-12-31&by=domain") == (hosts, True)
+    assert found("since=2024-12-31&by=domain&limit=119") == (hosts[:119], False)
+
+
 def test_statistics_by_domain_are_those_of_the_domains_of_a_token(site: Site) -> None:
     day = date(2026, 1, 31)
     hosts = ("", "example.org", "example.net", "example.com")

@@ -17,6 +17,7 @@ from portal.web.api.route import Caller, Model, Route
 from portal.web.pages import Pages
 
 _DAYS = 30
+_LIMIT, _LIMIT_MAX = 1_000, 10_000  # numbers of days are kept for 800 days
 
 
 class By(StrEnum):
@@ -39,7 +40,9 @@ class StatisticsQuery(Model):
     domain: str = Field("", max_length=254, description="Only recipients of this domain.")
     since: date | None = Field(None, description="From this day on (UTC). Default: 30 days ago.")
     until: date | None = Field(None, description="Up to this day (UTC). Default: today.")
-    limit: int = Field(100, ge=1, le=1000)
+    limit: int = Field(
+        _LIMIT, ge=1, le=_LIMIT_MAX, description="The most lines in the answer: the newest days, else the first lines."
+    )
 
 
 class StatisticsLine(Model):
@@ -57,6 +60,9 @@ class StatisticsList(Model):
     until: date
     domain: str = Field(description='"" for all domains of the token.')
     lines: list[StatisticsLine]
+    complete: bool = Field(
+        description="False if there are more lines than limit: the oldest days, else the last lines, are left out."
+    )
 
 
 class StatisticsRoutes:
@@ -85,6 +91,7 @@ class StatisticsRoutes:
         if since > until:
             raise invalid(FieldProblem(name="since", detail="It is after until, so no day can match. Exchange them."))
         host, found = self._found(caller, query, since, until)
+        left_out = max(0, len(found) - query.limit)
         return StatisticsList(
             since=since,
             until=until,
@@ -95,8 +102,9 @@ class StatisticsRoutes:
                     numbers={outcome.value: each.number(outcome) for outcome in Outcome},
                     mistakes=each.mistakes,
                 )
-                for each in found[: query.limit]
+                for each in (found[left_out:] if query.by is By.DAY else found[: query.limit])
             ],
+            complete=not left_out,
         )
 
     def _found(self, caller: Caller, query: StatisticsQuery, since: date, until: date) -> tuple[str, Sequence[Line]]:
