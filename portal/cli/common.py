@@ -69,6 +69,19 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line of a command that changes something. If nobody reads the output any more, print nothing from now on.
+
+    A command that acts on several messages must not stop after the first ones because of ``| head -1``.
+    """
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, (sys.stderr if err else sys.stdout).fileno())
+        os.close(nothing)
+
+
 def body_advice(error: QuarantineError) -> str:
     """Return what to do about a stored body that cannot be read, as a second sentence, "" for other errors."""
     if isinstance(error, BodyDamaged | BodyMissing):
@@ -77,7 +90,7 @@ def body_advice(error: QuarantineError) -> str:
 
 
 def _print_error(text: str, status: int) -> int:
-    click.echo(text, err=True)
+    say(text, err=True)
     return status
 
 
@@ -243,7 +256,7 @@ def progress(unit: str) -> Iterator[ReportProgress]:
             nonlocal last_seconds
             if monotonic() - last_seconds >= _PROGRESS_SECONDS:
                 last_seconds = monotonic()
-                click.echo(f"{done} of {total} {unit}, {rate(done, total, size_bytes)}", err=True)
+                say(f"{done} of {total} {unit}, {rate(done, total, size_bytes)}", err=True)
 
         yield print_line
         return

@@ -42,6 +42,7 @@ from portal.cli.common import (
     open_parts,
     print_table,
     progress,
+    say,
 )
 from portal.cli.options import MATCHING_OPTIONS, Id, typed_filter
 from portal.model.domains import shown_address
@@ -122,13 +123,13 @@ def _print_dry_run(act: Act, found: DryRun) -> None:
     if found.parts:
         print_table(table)
     beyond = _beyond(found)
-    click.echo(f"{beyond}{found.count} of {beyond}{found.total.count} deliveries to {act}")
+    say(f"{beyond}{found.count} of {beyond}{found.total.count} deliveries to {act}")
     if not found.is_empty and act in (Act.RELEASE, Act.REFUSE):
-        click.echo(_CHECKED_AGAIN, err=True)
+        say(_CHECKED_AGAIN, err=True)
     if not found.total.indexed:
-        click.echo("Some messages are still being indexed: the job begins when that has ended.", err=True)
+        say("Some messages are still being indexed: the job begins when that has ended.", err=True)
     elif not found.total.exact:
-        click.echo("Only the newest deliveries were counted. The job includes older ones too.", err=True)
+        say("Only the newest deliveries were counted. The job includes older ones too.", err=True)
 
 
 def _beyond(found: DryRun) -> str:
@@ -137,7 +138,7 @@ def _beyond(found: DryRun) -> str:
 
 def _follow(masses: MassActs, job_id: UUID) -> None:
     """Show the progress of a mass act until it ends. Raises NotDone if not everything was done."""
-    click.echo(f"job {job_id}")
+    say(f"job {job_id}")
     told: Status | None = None
     try:
         with progress("deliveries") as report:
@@ -146,7 +147,7 @@ def _follow(masses: MassActs, job_id: UUID) -> None:
                 note = _note(masses, found)
                 if note and told is not found.status:
                     told = found.status
-                    click.echo(note, err=True)
+                    say(note, err=True)
                 if found.status is Status.PAUSED:
                     break
                 time.sleep(1 / _LOOKS_PER_SECOND)
@@ -276,20 +277,20 @@ COMMANDS = (jobs,)
 
 
 def _print_job(found: View) -> None:
-    click.echo(f"{found.job.id}: {found.mass.act} {found.status}, {found.done} done, {found.failed} failed, "
+    say(f"{found.job.id}: {found.mass.act} {found.status}, {found.done} done, {found.failed} failed, "
                f"{found.left} left")  # fmt: skip
-    click.echo(f"  of: {shown(found.mass.query, 500)}")
-    click.echo(f"  reason: {shown(found.mass.reason, 500)}")
-    click.echo(f"  confirmed by {shown_address(found.job.actor.who)} at {found.job.created_at:%Y-%m-%d %H:%M:%S} UTC")
+    say(f"  of: {shown(found.mass.query, 500)}")
+    say(f"  reason: {shown(found.mass.reason, 500)}")
+    say(f"  confirmed by {shown_address(found.job.actor.who)} at {found.job.created_at:%Y-%m-%d %H:%M:%S} UTC")
     for outcome, count in sorted(found.progress.counts.items()):
-        click.echo(f"  {outcome}: {count}")
+        say(f"  {outcome}: {count}")
     if found.mass.notify:
-        click.echo(f"  recipients mailed: {found.progress.mailed}")
+        say(f"  recipients mailed: {found.progress.mailed}")
     if found.mass.hold_back and found.status not in ENDED:
-        click.echo("  held back from digests until it ends")
+        say("  held back from digests until it ends")
     if found.status is Status.RUNNING and found.per_minute:
         left = timedelta(seconds=round((found.time_left or timedelta()).total_seconds()))
-        click.echo(f"  {found.per_minute} per minute, {left} left")
+        say(f"  {found.per_minute} per minute, {left} left")
 
 
 def _job_json(found: View) -> dict[str, Any]:

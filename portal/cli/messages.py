@@ -22,6 +22,7 @@ from portal.cli.common import (
     print_json,
     print_table,
     record_each,
+    say,
 )
 from portal.cli.listing import delivery_json
 from portal.cli.options import FILLED, is_matching, matching_options
@@ -136,18 +137,18 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
 
         for delivery, outcome in in_parallel(parts.actions, send, deliveries, AT_ONCE):
             if isinstance(outcome, Delivery):
-                click.echo(f"{outcome.id} {_recipient_label(outcome)}: {outcome.state}")
+                say(f"{outcome.id} {_recipient_label(outcome)}: {outcome.state}")
                 continue
             if not isinstance(outcome, QuarantineError):
                 raise outcome
             failed = True
             _print_failure(delivery, outcome)
             if isinstance(outcome, RelayDeferred):
-                click.echo("  The digest process keeps trying.", err=True)
+                say("  The digest process keeps trying.", err=True)
             elif isinstance(outcome, RelayRefused):
-                click.echo("  It is held again. Remove the cause, then release it again.", err=True)
+                say("  It is held again. Remove the cause, then release it again.", err=True)
             elif isinstance(outcome, AlreadyDone) and delivery.state in (State.RELEASED, State.PASSED):
-                click.echo("  If the message was lost, send it once more with --again.", err=True)
+                say("  If the message was lost, send it once more with --again.", err=True)
     if failed:
         raise SystemExit(1)
 
@@ -216,9 +217,9 @@ def unlearn(ids: Sequence[str]) -> None:
                     )
             except NotDone as error:
                 failed = True
-                click.echo(str(error), err=True)
+                say(str(error), err=True)
                 continue
-            click.echo(f"{shown(id)}: learned as {learned}, posted as {learned.opposite} within seconds")
+            say(f"{shown(id)}: learned as {learned}, posted as {learned.opposite} within seconds")
     if failed:
         raise SystemExit(1)
 
@@ -309,7 +310,7 @@ def _recipient_label(delivery: Delivery) -> str:
 
 def _print_failure(delivery: Delivery, error: QuarantineError) -> None:
     advice = f". See: quarantine meta {delivery.id}" if isinstance(error, AlreadyDone) else body_advice(error)
-    click.echo(f"{delivery.id} {_recipient_label(delivery)}: {error}{advice}", err=True)
+    say(f"{delivery.id} {_recipient_label(delivery)}: {error}{advice}", err=True)
 
 
 def _recipient_list(deliveries: Sequence[Delivery]) -> str:
@@ -331,7 +332,7 @@ def _select(
             chosen += _select_deliveries(parts, message, recipient, to_all, may_assign=may_assign)
         except NotDone as error:
             failed = True
-            click.echo(f"{shown(id)}: {error}" if len(ids) > 1 else str(error), err=True)
+            say(f"{shown(id)}: {error}" if len(ids) > 1 else str(error), err=True)
     return chosen, failed
 
 
@@ -389,7 +390,7 @@ def _apply(
     for delivery in deliveries:
         try:
             done = act(parts, delivery)
-            click.echo(f"{done.id} {_recipient_label(done)}: {result or done.state}")
+            say(f"{done.id} {_recipient_label(done)}: {result or done.state}")
         except QuarantineError as error:
             failed = True
             _print_failure(delivery, error)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from portal.assemble import assemble
-from portal.cli.common import NotDone, WrongCall, guarded, progress, record
+from portal.cli.common import NotDone, WrongCall, guarded, progress, record, say
 from portal.cli.options import FILLED, FILLED_PATH
 from portal.ingest import Ingest
 from portal.model.audit import Act
@@ -44,19 +44,19 @@ def copy_(source: str, target: str) -> None:
             raise NotDone(
                 f"{error_text}\nThe copy is not complete. Run the same command again: it continues."
             ) from error
-    click.echo(
+    say(
         f"copied {done.messages} messages ({done.size_bytes / 1e6:.1f} MB), updated {done.changed}, "
         f"{done.same} unchanged; {done.people} recipients, {done.digests} digests, {done.rules} rules"
     )
-    click.echo("not copied: sessions, sign-ins, opens of links, the portal's own mail that waits to be sent")
+    say("not copied: sessions, sign-ins, opens of links, the portal's own mail that waits to be sent")
     if done.mails_waiting:
-        click.echo(f"{done.mails_waiting} of the portal's own messages wait in FROM: its digest process sends them")
-    click.echo("The link keys are in a separate file. Keep it, or links in digests already sent stop working.")
+        say(f"{done.mails_waiting} of the portal's own messages wait in FROM: its digest process sends them")
+    say("The link keys are in a separate file. Keep it, or links in digests already sent stop working.")
     for ids, why in ((done.missing, "their body is missing in FROM"), (done.damaged, "their body is damaged in FROM")):
         if ids:
-            click.echo(f"NOT COPIED, {why}: {len(ids)}", err=True)
+            say(f"NOT COPIED, {why}: {len(ids)}", err=True)
             for id in ids:
-                click.echo(f"  {id}", err=True)
+                say(f"  {id}", err=True)
     if done.missing or done.damaged:
         raise SystemExit(1)
 
@@ -90,28 +90,28 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
         notes.NAMES_READ.set(parts.store, None)
     finally:
         parts.store.close()
-    click.echo(f"imported {done.held} messages, {done.known} were already held")
+    say(f"imported {done.held} messages, {done.known} were already held")
     if done.too_old:
-        click.echo(
+        say(
             f"skipped: {done.too_old} older than store.retention_days ({settings.store.retention_days}), which the "
             "next purge would remove"
         )
     if done.own:
-        click.echo(f"skipped: {done.own} digests and sign-in mails of this portal")
+        say(f"skipped: {done.own} digests and sign-in mails of this portal")
     if done.without_recipients:
-        click.echo(
+        say(
             f"{done.without_recipients} have no recipients, since the original did not store them. No digest lists "
             "them. Release them with: quarantine release ID --recipient ADDRESS"
         )
     if dsn is not None:
-        click.echo(
+        say(
             "The original's tables have no recipients, and no messages that are not valid UTF-8. They store messages "
             "as text, which may differ from the received bytes, so DKIM signatures may no longer verify."
         )
     if done.problems:
-        click.echo(f"NOT IMPORTED: {len(done.problems)}", err=True)
+        say(f"NOT IMPORTED: {len(done.problems)}", err=True)
         for name, why in done.problems:
-            click.echo(f"  {shown(name)}: {shown(why, 300)}", err=True)
+            say(f"  {shown(name)}: {shown(why, 300)}", err=True)
         raise SystemExit(1)
 
 
@@ -125,7 +125,7 @@ def reindex() -> None:
     """
     place = load().store.place
     if place.folder is None:
-        click.echo(
+        say(
             "PostgreSQL keeps everything in the database: there is nothing to rebuild. If the database is lost, "
             "restore it from a backup (docs/operate.md)."
         )
@@ -134,36 +134,34 @@ def reindex() -> None:
         done = rebuild(place.folder, report)
     with closing(open_store(place)) as store:
         record(store, Act.REINDEXED)
-    click.echo(f"read {done.messages} messages from their files")
+    say(f"read {done.messages} messages from their files")
     if done.journal_since is None:
-        click.echo(
+        say(
             "There is no audit journal: all messages are held, as when they arrived. Opt-outs from digests and rules "
             "are lost."
         )
     else:
-        click.echo(
+        say(
             f"from the audit journal, since {done.journal_since:%Y-%m-%d %H:%M} UTC: {done.actions} actions, "
             f"{done.people} preferences of recipients, {done.digests} digests, {done.rules} changes of rules"
         )
-    click.echo(
-        "Not rebuilt: sessions and sign-ins (recipients sign in again), the portal's own mail that waited to be sent."
-    )
-    click.echo("The old database is in the folder before-reindex of the store. Remove it when everything works.")
+    say("Not rebuilt: sessions and sign-ins (recipients sign in again), the portal's own mail that waited to be sent.")
+    say("The old database is in the folder before-reindex of the store. Remove it when everything works.")
     _list_paths("UNREADABLE (kept on disk, no longer in the quarantine)", done.damaged)
     _list_paths("not mail files of the portal (left in place)", done.foreign)
     if done.unreadable_lines:
-        click.echo(f"unreadable lines in the journal: {done.unreadable_lines}", err=True)
+        say(f"unreadable lines in the journal: {done.unreadable_lines}", err=True)
     if done.damaged:
         raise SystemExit(1)
 
 
 def _list_paths(heading: str, paths: Sequence[Path]) -> None:
     if paths:
-        click.echo(f"{heading}: {len(paths)}", err=True)
+        say(f"{heading}: {len(paths)}", err=True)
         for path in paths[:_MAX_LISTED]:
-            click.echo(f"  {shown(str(path), 300)}", err=True)
+            say(f"  {shown(str(path), 300)}", err=True)
         if len(paths) > _MAX_LISTED:
-            click.echo("  …", err=True)
+            say("  …", err=True)
 
 
 COMMANDS = (copy_, import_original, reindex)

@@ -20,6 +20,7 @@ from portal.cli.common import (
     print_json,
     print_table,
     progress,
+    say,
 )
 from portal.cli.listing import delivery_json
 from portal.cli.options import FILLED
@@ -80,7 +81,7 @@ def forget(address: str, dry_run: bool, reason: str | None, yes: bool) -> None:
             parts.forgetting.check(leaver)
         except NotAllowed as error:
             raise NotDone(str(error)) from error
-        click.echo(_summary(leaver))
+        say(_summary(leaver))
         if dry_run:
             return
         if not yes and not sys.stdin.isatty():
@@ -125,7 +126,7 @@ def _remove_deliveries(parts: Parts, leaver: Leaver, until: datetime) -> None:
                 report(removed, max(total, removed), 0)
 
             left = parts.forgetting.remove(leaver.identities, until, report=count)
-    click.echo(f"{shown_address(leaver.recipient)}: forgotten, {removed} deliveries removed")
+    say(f"{shown_address(leaver.recipient)}: forgotten, {removed} deliveries removed")
     if left:
         raise NotDone(f"{left} deliveries are being released. Call it again when that has ended: quarantine list")
 

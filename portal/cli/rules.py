@@ -26,6 +26,7 @@ from portal.cli.common import (
     print_table,
     read_input,
     record,
+    say,
 )
 from portal.cli.options import FILLED, FILLED_PATH, LIMIT, Id, say_more
 from portal.model.audit import Act
@@ -160,10 +161,10 @@ def remove(ids: Sequence[UUID]) -> None:
         for id in ids:
             try:
                 parts.rulebook.remove(id, current_operator())
-                click.echo(f"{id}: removed")
+                say(f"{id}: removed")
             except (NotFound, AlreadyDone) as error:
                 failed = True
-                click.echo(f"{id}: {error}. Try: quarantine rules list", err=True)
+                say(f"{id}: {error}. Try: quarantine rules list", err=True)
     if failed:
         raise SystemExit(1)
 

@@ -19,6 +19,7 @@ from portal.cli.common import (
     print_json,
     print_table,
     record,
+    say,
 )
 from portal.cli.options import FILLED
 from portal.model.audit import Act
@@ -74,7 +75,7 @@ def check(as_json: bool, address: str | None) -> None:
         findings.append(finding)
         if not as_json:
             mark = {True: "ok      ", False: "PROBLEM ", None: "note    "}[finding.ok]
-            click.echo(f"{mark}{finding.topic}: {finding.text}")
+            say(f"{mark}{finding.topic}: {finding.text}")
     if as_json:
         print_json([{"ok": f.ok, "what": f.topic, "said": f.text} for f in findings])
     if any(finding.ok is False for finding in findings):

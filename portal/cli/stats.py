@@ -20,6 +20,7 @@ from portal.cli.common import (
     open_parts,
     print_table,
     record,
+    say,
 )
 from portal.cli.options import FILLED, LIMIT, Moment, say_more
 from portal.model.audit import Act
@@ -142,7 +143,7 @@ def _mail(addresses: Sequence[str], now: datetime) -> None:
                 )
             record(parts.store, Act.EXPORTED, person, f"report of {month} by mail", administrators[person])
             parts.store.outbox.add(mail, now)
-            click.echo(f"The report of {month} is queued for {shown(person)}. The digest process sends it.")
+            say(f"The report of {month} is queued for {shown(person)}. The digest process sends it.")
 
 
 def _why_nothing(first: date, last: date, domain: str | None) -> str:

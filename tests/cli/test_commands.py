@@ -163,6 +163,50 @@ def test_output_to_a_full_disk_fails_with_a_sentence(run: Run, store: Store, wor
     assert done.stderr.startswith(b"the output could not be written: No space left on device. Make room")
 
 
+def without_reader(*words: str, errors: bool = False) -> int:
+    """Run a command whose output nobody reads, and if wanted its errors. Return the exit status."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    where = writing if errors else subprocess.DEVNULL
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "portal", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=where,
+            check=False,
+        ).returncode
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("verb", ["delete", "release", "forget", "rules"])
+def test_a_command_acts_on_all_although_nobody_reads_its_output(run: Run, store: Store, verb: str) -> None:
+    ids = [hold(store, recipients=(ALICE,)).id for _ in range(3)]
+    if verb == "forget":
+        assert without_reader("forget", ALICE, "--yes") == 0
+        assert not any(store.messages.find(str(id)) for id in ids)
+    elif verb == "rules":
+        for sender in ("a.example", "b.example", "c.example"):
+            run("rules", "add", "block", sender, "--recipient", ALICE)
+        added = [str(each.id) for each in store.rules.list(None, 9, now())]
+        assert len(added) == 3 and without_reader("rules", "remove", *added) == 0
+        assert not store.rules.list(None, 9, now())
+    else:
+        assert without_reader(verb, *map(str, ids)) == 0
+        expected = State.DELETED if verb == "delete" else State.RELEASED
+        assert [store.deliveries.get(DeliveryId(id, 0)).state for id in ids] == [expected] * 3
+
+
+def test_what_was_not_done_is_a_failure_although_nobody_reads_it(run: Run, store: Store) -> None:
+    first, last = (hold(store, recipients=(ALICE,)).id for _ in range(2))
+    assert without_reader("delete", "nonsense", str(first), "missing", str(last), errors=True) == 1
+    assert [store.deliveries.get(DeliveryId(id, 0)).state for id in (first, last)] == [State.DELETED] * 2
+    assert without_reader("release", "nonsense", errors=True) == 1
+    hold(store, recipients=(ALICE,))
+    assert without_reader("delete", "--matching", "--recipient", ALICE, "--reason", "x", "--yes") == 1
+
+
 def test_a_user_without_a_name_acts_under_their_number(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     held = hold(store, recipients=(ALICE,))
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
