@@ -81,6 +81,17 @@ def test_blank_texts_of_rules_and_recipients_are_rejected(site: Site, blank: str
     assert rejected(program.post("/recipients/sign-out", {"address": blank})) == "address"
 
 
+@pytest.mark.parametrize("blank", ["", *BLANK])
+def test_blank_parameters_of_rules_and_statistics_are_rejected(site: Site, blank: str) -> None:
+    program = client(site)
+    assert rejected(program.get("/rules", ("scope", blank))) == "scope"
+    for by in ("day", "domain"):
+        assert rejected(program.get("/statistics", ("by", by), ("domain", blank))) == "domain"
+        assert rejected(program.get("/statistics", ("by", by), ("domain", "@"))) == "domain"
+        assert program.get("/statistics", ("by", by)).status == 200
+    assert program.get("/rules").status == 200
+
+
 @pytest.mark.parametrize("name", ["words", "attachment"])
 @pytest.mark.parametrize("text", ["*", '""', "- @ …"])
 def test_a_text_without_a_word_finds_nothing(site: Site, held: list[Held], name: str, text: str) -> None:

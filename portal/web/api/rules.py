@@ -47,7 +47,7 @@ def _in_utc(at: datetime) -> datetime:
 class RuleQuery(Model):
     """The rules to list."""
 
-    scope: str = Field("", max_length=320, description=f"{_SCOPE} Required unless the token is for all domains.")
+    scope: Text = Field("", description=f"{_SCOPE} Required unless the token is for all domains.")
     removed: bool = Field(False, description="Whether to list those that were removed or expired in the last 90 days.")
     limit: int = Field(_LIMIT, ge=1, le=_LIMIT_MAX)
     cursor: Annotated[UUID, AfterValidator(_of_rule)] | None = Field(

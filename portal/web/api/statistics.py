@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date, timedelta
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field
 
@@ -13,7 +14,7 @@ from portal.model.staff import EVERYWHERE
 from portal.model.statistics import ALL, Line, Outcome, Part, lines
 from portal.policy.staff import Permission
 from portal.web.api.problems import FieldProblem, invalid
-from portal.web.api.route import Caller, Model, Route
+from portal.web.api.route import FILLED, READABLE, Caller, Model, Route
 from portal.web.pages import Pages
 
 _DAYS = 30
@@ -37,7 +38,7 @@ class StatisticsQuery(Model):
     by: By = Field(
         By.DAY, description="What one line is about; delay: from opening a link to the act; domain: of the recipients."
     )
-    domain: str = Field("", max_length=254, description="Only recipients of this domain.")
+    domain: Annotated[str, FILLED, READABLE] = Field("", max_length=254, description="Only recipients of this domain.")
     since: date | None = Field(None, description="From this day on (UTC). Default: 30 days ago.")
     until: date | None = Field(None, description="Up to this day (UTC). Default: today.")
     limit: int = Field(
@@ -110,7 +111,9 @@ class StatisticsRoutes:
     def _found(self, caller: Caller, query: StatisticsQuery, since: date, until: date) -> tuple[str, Sequence[Line]]:
         """Return the domain of the numbers, and their lines."""
         statistics = self._parts.store.statistics
-        if query.by is By.DOMAIN and not domain(query.domain.strip()):
+        if query.domain and not domain(query.domain):  # "@"
+            raise invalid(FieldProblem(name="domain", detail="Use a domain like example.org."))
+        if query.by is By.DOMAIN and not query.domain:
             reach = self._parts.staff.reach(caller.member, Permission.SEE_ENVELOPE)
             with self._pages.searching():
                 return ALL, statistics.by_domain(since, until, None if EVERYWHERE in reach else reach)
@@ -123,7 +126,7 @@ class StatisticsRoutes:
 
     def _domain(self, caller: Caller, typed: str) -> str:
         """Return the domain of the numbers, `ALL` for all. Raises 422, also for a domain that the token may not see."""
-        reach, host = self._parts.staff.reach(caller.member, Permission.SEE_ENVELOPE), domain(typed.strip())
+        reach, host = self._parts.staff.reach(caller.member, Permission.SEE_ENVELOPE), domain(typed)
         if EVERYWHERE in reach or host in reach:
             return host
         if not host and len(reach) == 1:
