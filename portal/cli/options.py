@@ -15,7 +15,7 @@ from portal.model import criteria
 from portal.model.criteria import moment
 from portal.model.errors import BadCriterion
 from portal.model.message import Filter
-from portal.model.text import shown
+from portal.model.text import is_blank, shown
 
 _SHOWN = 100
 _LIMIT_MAX = 10_000_000
@@ -32,14 +32,16 @@ def say_more(found: str, limit: int) -> None:
 
 
 class FilledText(click.ParamType[str]):
-    """A text that is not blank. An empty variable in a script must not select all messages."""
+    """A text with something to read. An empty variable in a script must not select all messages."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the text without blanks around it. Raises click.BadParameter."""
-        text = str(value).strip()
-        return text or self.fail("It is empty. Give a value, or leave this out.", param, ctx)
+        text = str(value)
+        if is_blank(text):
+            self.fail("It is empty. Give a value, or leave this out.", param, ctx)
+        return text.strip()
 
 
 FILLED = FilledText()

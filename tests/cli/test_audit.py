@@ -143,8 +143,9 @@ def test_wrong_calls_end_with_a_sentence_and_status_2(run: Run, words: tuple[str
     assert sentence in result.output
 
 
-def test_a_name_may_not_be_empty(run: Run) -> None:
-    result = run("--as", " ", "list")
+@pytest.mark.parametrize("name", [" ", "\u200b", "\u3164 "])
+def test_a_name_may_not_be_empty(run: Run, name: str) -> None:
+    result = run("--as", name, "list")
     assert result.exit_code == 2
     assert "It is empty." in result.output
 
