@@ -25,6 +25,7 @@ from portal.cli.common import (
 from portal.cli.options import FILLED, LIMIT, Moment, say_more
 from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter, person_typed, subject_typed
 from portal.model.domains import shown_address
+from portal.model.message import domain as domain_of
 from portal.model.tables import cell
 from portal.model.text import shown
 
@@ -60,6 +61,10 @@ def audit(
         raise WrongCall("--since is not before --until, so no entry can match. Exchange them.")
     if recipient and domain:
         raise WrongCall("Use either --recipient or --domain.")
+    if recipient and ("@" not in recipient[1:] or not domain_of(recipient)):
+        raise WrongCall(f"--recipient {shown(recipient)}: This is not an address. Use one like name@example.org.")
+    if domain and ("@" in domain[1:] or not domain_of(domain)):
+        raise WrongCall(f"--domain {shown(domain)}: This is not a domain. Use one like example.org.")
     if as_json and as_csv:
         raise WrongCall("Use either --json or --csv.")
     with open_parts() as parts:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import click
+from click.core import ParameterSource
 
 from portal.cli.common import (
     Lines,
@@ -81,7 +82,10 @@ def stats(
     if as_json and as_csv:
         raise WrongCall("Use either --json or --csv.")
     if mail:
-        if domain or since or until or as_json or as_csv:
+        call = click.get_current_context()
+        if any(
+            call.get_parameter_source(name) is not ParameterSource.DEFAULT for name in call.params if name != "mail"
+        ):
             raise WrongCall("--mail sends the report of the last month: leave out the other options.")
         _mail(mail, now)
         return

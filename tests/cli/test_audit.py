@@ -135,6 +135,12 @@ def test_csv_has_no_formulas(run: Run, store: Store) -> None:
         (("--act", "burned"), "burned"),
         (("--who", ""), "It is empty."),
         (("--recipient", " "), "It is empty."),
+        (("--recipient", "alice"), "--recipient alice: This is not an address. Use one like name@example.org."),
+        (("--recipient", "example.org"), "--recipient example.org: This is not an address."),
+        (("--recipient", "@example.org"), "--recipient @example.org: This is not an address."),
+        (("--recipient", "alice@"), "--recipient alice@: This is not an address."),
+        (("--domain", ALICE), f"--domain {ALICE}: This is not a domain. Use one like example.org."),
+        (("--domain", "@"), "--domain @: This is not a domain."),
     ],
 )
 def test_wrong_calls_end_with_a_sentence_and_status_2(run: Run, words: tuple[str, ...], sentence: str) -> None:

@@ -74,6 +74,9 @@ def test_wrong_arguments_are_named(run: Run) -> None:
     for words in (
         *(["--since", ""], ["--domain", ""], ["--by", "x"], ["--json", "--csv"], ["--mail", ""]),
         ["--mail", ALICE, "--json"],
+        ["--mail", ALICE, "--by", "symbol"],
+        ["--mail", ALICE, "--by", "day"],
+        ["--mail", ALICE, "--limit", "5"],
     ):
         assert run("stats", *words).exit_code == 2
 
