@@ -10,8 +10,6 @@ from datetime import timedelta
 
 import pytest
 
-import pytest
-
 from portal.model.audit import AuditFilter
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.statistics import Count, Month

@@ -489,7 +489,7 @@ def test_a_job_has_the_roles_of_the_session_in_which_it_was_confirmed(make_parts
 
 
 def test_nobody_steers_the_job_of_their_token_with_less_than_its_rights(make_parts: MakeParts) -> None:
-    """Jobs of tokens have no sign-in method, and their tokens have the roles that a directory gives after a password."""
+    """Jobs of tokens have no sign-in method, and their tokens have roles that a directory gives after a password."""
     domains = ("example.org", "example.net")
     site = Site(
         make_parts(
