@@ -122,7 +122,7 @@ def test_exim_has_messages_held_and_delivers_releases(mx: Mx, exim: Exim, portal
 
 def test_the_installed_files_are_in_the_configuration(exim: Exim) -> None:
     for option, text in (("-bV", "Configuration file is"), ("-bP acl_smtp_rcpt", "acl_release_rcpt")):
-        command = [UNPACKED / "usr/sbin/exim4", "-C", exim.home / "exim.conf", *option.split()]
+        command = [str(UNPACKED / "usr/sbin/exim4"), "-C", str(exim.home / "exim.conf"), *option.split()]
         assert text in subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
