@@ -69,12 +69,14 @@ class PostgresMessages(SqlMessages):
         deadline = monotonic() + _ADD_SECONDS
         id = new_id(at)
         values = rows.hold_values(id, export, tier, announce, scan, starts)
+        problem: Exception | None = None
         while (seconds_left := deadline - monotonic()) > 0:
             try:
                 with translated():
                     try:
                         held = self._hold(id, values, _pieces(body), deadline)
-                    except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
+                    except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable) as error:
+                        problem = error
                         partitions.make_partitions(
                             self._database, held_at(id).date(), min(seconds_left, INGEST_SECONDS)
                         )
@@ -84,7 +86,7 @@ class PostgresMessages(SqlMessages):
             if held is not None:
                 update = partial(with_verdict, export=export, tier=tier)
                 return Held(held, held != id, self._raise_tier(held, export.body_sha256, update, tier, deadline))
-        raise StoreUnavailable("the message could not be held in time")
+        raise StoreUnavailable("the message could not be held in time") from problem
 
     def _copies(self, id: UUID, body_sha256: bytes, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
         less_harmful = "{" + ",".join(tier.less_harmful) + "}"
