@@ -6,6 +6,7 @@ from ``pytest --postgres-dsn=postgresql://…``, whose role must be allowed to c
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import secrets
@@ -132,6 +133,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = {item for item in items if item.get_closest_marker("slow") or _uses_postgres(item)}
         config.hook.pytest_deselected(items=[item for item in items if item in slow])
         items[:] = [item for item in items if item not in slow]
+
+
+def pytest_collection_finish() -> None:
+    """Leave the collected tests out of garbage collection. To walk them takes seconds in which time limits pass."""
+    gc.collect()
+    gc.freeze()
 
 
 def _uses_postgres(item: pytest.Item) -> bool:
