@@ -68,7 +68,7 @@ docs: install
 
 test-system: install
 	tests/system/install-packages
-	$(BIN)/pytest -n auto --dist loadfile -m "system and not apart and not alone"
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "system and not apart and not alone"
 	$(BIN)/pytest -n 2 --dist loadfile -m "system and apart" --ignore tests/faults
 	$(BIN)/pytest -n 2 --dist loadfile -m "system and apart" tests/faults
 	$(BIN)/pytest -m "system and alone" tests/faults
