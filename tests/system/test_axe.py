@@ -4,12 +4,12 @@ screen."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from jinja2 import Environment, Template
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from portal.assemble import Parts
 from portal.model.links import Action
@@ -18,7 +18,6 @@ from tests.imap_server import CERTIFICATE, ImapServer
 from tests.paths import ROOT
 from tests.system import gallery
 from tests.system.accessibility import Axe, low_targets, misfits, unclear
-from tests.system.conftest import CHROMIUM
 from tests.system.local_site import local_site
 from tests.system.stage import stage_in
 
@@ -30,15 +29,6 @@ SMALL, PHONE, WIDE = 320, 390, 1280
 def store_url(files_url: str) -> str:
     """A single store: browsers see the same on all stores."""
     return files_url
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    """Chromium as people have it: without its user interface, axe takes nearly twice as long."""
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
-        yield running
-        running.close()
 
 
 class Judge:
