@@ -155,7 +155,7 @@ class Hiding:
 
     def of(self, name: str, attributes: Mapping[str, str]) -> Own:
         """Return what is said about an element."""
-        key = (name, *(attributes.get(each) for each in _ATTRIBUTES))
+        key = (name, *(attributes.get(each) for each in _ATTRIBUTES)) if attributes else (name,)
         own = self._known.get(key)
         if own is None:
             if len(self._known) >= _KNOWN:
