@@ -2,7 +2,6 @@
 
 import atexit
 import gc
-import os
 
 
 def main() -> None:
@@ -12,8 +11,6 @@ def main() -> None:
     time of a short command: while they are made, and when Python ends, which `gc.freeze` spares.
     """
     gc.set_threshold(100_000)
-    # It has none. Looking for some reads the metadata of each installed package.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from portal.cli import main as command_line
 
     atexit.register(gc.freeze)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from portal.model.errors import RelayRefused
 
 # Each class excludes what ASCII has of other characters, so that everything beyond ASCII belongs to it (RFC 6531).
-# Ranges up to U+10FFFF take milliseconds to compile, in each command.
+# Ranges up to U+10FFFF would take milliseconds to compile, at each start of a command.
 _ATOM = r'[^\0-\x20"(),.:;<>@\[\\\]\x7f]+'
 _DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _QUOTED_STRING = re.compile(r'"(?:[^\0-\x1f"\\\x7f]|\\[ -~])*"')

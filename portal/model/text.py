@@ -32,8 +32,8 @@ _BRAILLE_BLANK = "\u2800"  # a symbol for Unicode, but without dots
 _COLUMNS = 76
 _WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
 # An unbreakable unit: a word, or one wide character with the punctuation that must not begin a line. A no-break space
-# is a part of a word. Not compiled before it is used: that takes milliseconds, and most commands wrap nothing.
-_UNIT = f"[ \\t]*(?:[{_WIDE}][、。，．：；！？）」』】〉》ー…]*|[^ \\t{_WIDE}]+)"
+# is a part of a word.
+_UNIT = re.compile(f"[ \\t]*(?:[{_WIDE}][、。，．：；！？）」』】〉》ー…]*|[^ \\t{_WIDE}]+)")
 
 
 def N_(text: str) -> str:
@@ -54,7 +54,7 @@ def _wrap(line: str) -> list[str]:
     if "://" in line or line.startswith(" ") or cell_len(line) <= _COLUMNS:
         return [line]
     lines, indent, left = [""], "  " if line.startswith("- ") else "", _COLUMNS
-    for unit in re.findall(_UNIT, line):
+    for unit in _UNIT.findall(line):
         width = cell_len(unit)
         if width > left and lines[-1]:
             unit = indent + unit.lstrip()
