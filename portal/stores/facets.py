@@ -47,16 +47,16 @@ class Hit(NamedTuple):
     """A delivery that a search found, without its message."""
 
     key: DeliveryId
-    recipient: str  # identity
-    sender_domain: str
-    symbols: bytes
     score: float | None
-    state: str
-    tier: str
-    subject: str  # the texts only if the search needs them
-    envelope_sender: str | None
-    header_from: str
-    attachments: str | None
+    symbols: bytes  # only if the search needs them, or with the facts
+    subject: str = ""  # the texts only if the search needs them
+    envelope_sender: str | None = None
+    header_from: str = ""
+    attachments: str | None = None
+    recipient: str = ""  # identity; from here on the facts, which groups need
+    sender_domain: str = ""
+    state: str = ""
+    tier: str = ""
 
     @property
     def texts(self) -> search.Texts:

@@ -181,6 +181,22 @@ def test_a_new_verdict_is_found(store: Store) -> None:
     assert found(store, symbols=("CLAM_VIRUS",), tiers=frozenset({Tier.DANGEROUS})) == [other.id]
 
 
+def test_a_count_goes_on_behind_messages_that_only_the_index_finds(store: Store) -> None:
+    had = [mail() for _ in range(4)]
+    for data in had[:2]:
+        hold(store, data, recipients=[ALICE])
+    others = {hold(store, recipients=[ALICE]).id for _ in range(3)}
+    for data in had[2:]:
+        hold(store, data, recipients=[ALICE])
+    wanted = Filter(symbols=("BAYES_SPAM",))
+    assert store.facets.count(wanted) == Total(7, exact=True)
+    for data in had:
+        hold(store, data, tier=Tier.DANGEROUS, symbols=BAD)
+    assert store.facets.count(wanted, 3) == Total(3, exact=True)
+    assert store.facets.count(wanted, 2) == Total(2, exact=False)
+    assert {each.id for each in store.facets.by_score(wanted, 9).deliveries} == others
+
+
 def test_an_assigned_recipient_is_found(store: Store) -> None:
     held = hold(store, recipients=[])
     assert found(store, domains=frozenset({"example.org"})) == []

@@ -68,33 +68,41 @@ class FileFacets(SqlFacets):
         super().__init__(engine, rows, _FileFacetIndex(database, engine, rows))
 
     def _hits(
-        self, session: Session, terms: Terms, wanted: Filter, before: DeliveryId | None, at_once: int
+        self,
+        session: Session,
+        terms: Terms,
+        wanted: Filter,
+        before: DeliveryId | None,
+        at_once: int,
+        *,
+        with_facts: bool,
     ) -> Generator[Batch]:
+        selected = columns(wanted, with_facts=with_facts)
         if not terms:
-            yield from self._by_key(session, wanted, before, at_once)
+            yield from self._by_key(session, wanted, before, at_once, selected)
             return
-        since = word_index.key(first_id(wanted.since)) if wanted.since else 0
-        below = word_index.key(first_id(wanted.until)) if wanted.until else word_index.KEY_MAX
+        since, below = _keys(wanted)
         if before is not None:
             begin = word_index.millisecond(word_index.key(before.message_id))
             is_begin = before.message_id == word_index.first_id_of(begin)  # all of the millisecond was examined
             below = min(below, begin if is_begin else word_index.next_millisecond(begin))
         where, values = conditions(wanted, before)
-        select = f"SELECT {columns(wanted)} FROM {' AND '.join([_BY_INDEX, *where])} {_NEWEST_FIRST}"
+        select = f"SELECT {selected} FROM {' AND '.join([_BY_INDEX, *where])} {_NEWEST_FIRST}"
         for rowids in word_index.find(connection_of(session), terms, since, below, min(at_once, _ROWIDS_MAX)):
             lowest = DeliveryId(word_index.first_id_of(word_index.millisecond(rowids[-1])), 0)
             yield batch_of(session.many(select, **values, rowids=json.dumps(rowids)), lowest)
 
-    def _by_key(self, session: Session, wanted: Filter, before: DeliveryId | None, at_once: int) -> Generator[Batch]:
+    def _by_key(
+        self, session: Session, wanted: Filter, before: DeliveryId | None, at_once: int, selected: str
+    ) -> Generator[Batch]:
         """Yield the hits of a search that has no terms: for a recipient, a state, some days, or everything."""
-        is_small = wanted.recipient is None and wanted.states and State.HELD not in wanted.states
-        source = _BY_KEY.format(index="INDEXED BY delivery_acted " if is_small else "")
+        source = _by_key(wanted)
         found = at_once
         while found == at_once:
             where, values = conditions(wanted, before)
             _add_period(wanted, where, values)
             rows = session.many(
-                f"SELECT {columns(wanted)} FROM {' AND '.join([source, *where])} {_NEWEST_FIRST} LIMIT :limit",
+                f"SELECT {selected} FROM {' AND '.join([source, *where])} {_NEWEST_FIRST} LIMIT :limit",
                 **values,
                 limit=at_once,
             )
@@ -103,6 +111,18 @@ class FileFacets(SqlFacets):
                 batch = batch_of(rows, None)
                 before = batch.lowest
                 yield batch
+
+    def _sources(
+        self, session: Session, terms: Terms, wanted: Filter, at_most: int
+    ) -> Generator[tuple[str, dict[str, Any]]]:
+        where, values = conditions(wanted, None)
+        if terms:
+            source = " AND ".join([_BY_INDEX, *where])
+            for rowids in word_index.find(connection_of(session), terms, *_keys(wanted), min(at_most, _ROWIDS_MAX)):
+                yield source, values | {"rowids": json.dumps(rowids)}
+        else:
+            _add_period(wanted, where, values)
+            yield " AND ".join([_by_key(wanted), *where]), values
 
     def _hits_by_score(
         self, session: Session, terms: Terms, wanted: Filter, after: ScoreKey | None, limit: int, *, highest_first: bool
@@ -156,6 +176,17 @@ def _has(
         except ValueError:
             return False
     return not words or has_words(json.dumps(words), subject, envelope_sender, header_from, attachments)
+
+
+def _by_key(wanted: Filter) -> str:
+    is_small = wanted.recipient is None and wanted.states and State.HELD not in wanted.states
+    return _BY_KEY.format(index="INDEXED BY delivery_acted " if is_small else "")
+
+
+def _keys(wanted: Filter) -> tuple[int, int]:
+    """Return the lowest key of the period of a search, and the lowest one after it."""
+    since = word_index.key(first_id(wanted.since)) if wanted.since else 0
+    return since, word_index.key(first_id(wanted.until)) if wanted.until else word_index.KEY_MAX
 
 
 def _add_period(wanted: Filter, where: list[str], values: dict[str, Any]) -> None:

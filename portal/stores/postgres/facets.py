@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -61,10 +61,16 @@ class PostgresFacets(SqlFacets):
         super().__init__(engine, ROWS, _PostgresFacetIndex(database, engine, ROWS))
 
     def _hits(
-        self, session: Session, terms: Terms, wanted: Filter, before: DeliveryId | None, at_once: int
+        self,
+        session: Session,
+        terms: Terms,
+        wanted: Filter,
+        before: DeliveryId | None,
+        at_once: int,
+        *,
+        with_facts: bool,
     ) -> Generator[Batch]:
-        # Starting workers and compiling take longer than most searches do.
-        connection_of(session).execute(b"set local max_parallel_workers_per_gather = 0; set local jit = off")
+        _plan_simply(session)
         source, (since, until) = _source(wanted, terms), _period(wanted)
         if before is not None:  # the page may end between two deliveries of a message
             until = min(until, UUID(int=before.message_id.int + bool(before.number)))
@@ -75,7 +81,7 @@ class PostgresFacets(SqlFacets):
                     high = min(high, UUID(int=before.message_id.int + bool(before.number)))
                 where, values = conditions(wanted, before)
                 rows = session.many(
-                    f"select {columns(wanted)} from {' and '.join([source, *where])}"
+                    f"select {columns(wanted, with_facts=with_facts)} from {' and '.join([source, *where])}"
                     " order by d.message_id desc, d.number desc limit :limit",
                     **values,
                     terms=tsquery(terms),
@@ -87,6 +93,15 @@ class PostgresFacets(SqlFacets):
                 batch = batch_of(rows, None if found == at_once else DeliveryId(low, 0))
                 before = batch.lowest
                 yield batch
+
+    def _sources(
+        self, session: Session, terms: Terms, wanted: Filter, at_most: int
+    ) -> Generator[tuple[str, dict[str, Any]]]:
+        _plan_simply(session)
+        where, values = conditions(wanted, None)
+        source, (since, until) = " and ".join([_source(wanted, terms), *where]), _period(wanted)
+        for low, high in ranges(connection_of(session), "facet", since, until):
+            yield source, values | {"terms": tsquery(terms), "low": low, "high": high}
 
     def _hits_by_score(
         self, session: Session, terms: Terms, wanted: Filter, after: ScoreKey | None, limit: int, *, highest_first: bool
@@ -118,6 +133,13 @@ class PostgresFacets(SqlFacets):
                 batch = batch_by_score(rows)
                 after = ScoreKey(batch.score, batch.lowest)
                 yield batch
+
+
+def _plan_simply(session: Session) -> None:
+    """Start no parallel workers and compile nothing for a search: both take longer than most searches do."""
+    connection_of(session).execute(
+        b"set local max_parallel_workers_per_gather = 0; set local jit = off; set local enable_partitionwise_join = on"
+    )
 
 
 def _source(wanted: Filter, terms: Terms) -> str:

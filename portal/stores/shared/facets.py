@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from portal.model.message import Delivery, DeliveryId, Filter, State, Tier, domain, held_at
 from portal.stores import facets
@@ -28,11 +28,14 @@ _PAGE_SECONDS, _COUNT_SECONDS, _GROUPS_SECONDS = 2.0, 3.0, 6.0  # for one call
 _CATCH_UP_SECONDS = 1.0  # of them for the index
 _LEAST_SECONDS = 0.25  # for the first statement after that
 _COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
-_SORTED_MAX = 2_000  # hits that are sorted by score at once
+_SORTED_MAX = 15_000  # hits that are sorted by score at once
 _POINTS = 4_096.0  # a step of so many points goes to the last score
 _SORT_SECONDS = 0.5
 _SCORES_SECONDS = 0.4  # for a page of scores that are read in order, of searches that find more
 _GROUPED_AT_ONCE = 20_000
+
+Symbols = Sequence[set[int]]  # the numbers of each wanted symbol, in all its spellings
+Part = TypeVar("Part")  # of the results of a search
 
 
 class Batch(NamedTuple):
@@ -57,7 +60,7 @@ class SqlFacets(Facets):
         next: DeliveryId | None = None
         examined = 0
         at_once = max(limit + 1, _COMPARED_AT_ONCE if needs_texts(wanted) else 0)
-        hits = partial(self._hits, wanted=wanted, before=before, at_once=at_once)
+        hits = partial(self._matching, wanted=wanted, before=before, at_once=at_once)
         with self._searching(wanted, hits, _PAGE_SECONDS) as search:
             for batch in search:
                 found += [hit.key for hit in batch.hits]
@@ -122,8 +125,7 @@ class SqlFacets(Facets):
         """Return what matches, and whether all messages are indexed. None: there is more than ``at_most``."""
         keys: list[ScoreKey] = []
         examined = 0
-        at_once = _COMPARED_AT_ONCE if needs_texts(wanted) else at_most + 1
-        hits = partial(self._hits, wanted=wanted, before=None, at_once=at_once)
+        hits = partial(self._unordered, wanted=wanted, at_most=at_most + 1)
         with self._searching(wanted, hits, seconds) as search:
             for batch in search:
                 keys += [ScoreKey(hit.score, hit.key) for hit in batch.hits if hit.score is not None]
@@ -137,7 +139,7 @@ class SqlFacets(Facets):
         found: list[ScoreKey] = []
         next: ScoreKey | None = None
         examined = 0
-        hits = partial(self._hits_by_score, wanted=wanted, after=after, limit=limit, highest_first=highest_first)
+        hits = partial(self._matching_by_score, wanted=wanted, after=after, limit=limit, highest_first=highest_first)
         with self._searching(wanted, hits, _SCORES_SECONDS) as search:
             for batch in search:
                 found += [ScoreKey(hit.score or 0.0, hit.key) for hit in batch.hits]
@@ -163,14 +165,26 @@ class SqlFacets(Facets):
         return tuple(found[key] for key in keys if key in found)
 
     def count(self, wanted: Filter, at_most: int = COUNTED_MAX, *, indexed: bool | None = None) -> Total:
+        if needs_texts(wanted):
+            return self._compared(wanted, at_most, indexed)
+        count = 0
+        counts = partial(self._counts, wanted=wanted, at_most=at_most + 1)
+        with self._searching(wanted, counts, _COUNT_SECONDS, indexed) as search:
+            for part in search:
+                count += part
+                if count > at_most or search.is_over:
+                    return Total(min(count, at_most), exact=False, indexed=search.indexed)
+        return Total(count, exact=search.is_whole, indexed=search.indexed)
+
+    def _compared(self, wanted: Filter, at_most: int, indexed: bool | None) -> Total:
+        """Return the number of hits of a search that compares texts one by one."""
         count = examined = 0
-        at_once = _COMPARED_AT_ONCE if needs_texts(wanted) else at_most + 1
-        hits = partial(self._hits, wanted=wanted, before=None, at_once=at_once)
+        hits = partial(self._matching, wanted=wanted, before=None, at_once=_COMPARED_AT_ONCE)
         with self._searching(wanted, hits, _COUNT_SECONDS, indexed) as search:
             for batch in search:
                 count += len(batch.hits)
                 examined += batch.examined
-                if count > at_most or search.is_over or (needs_texts(wanted) and examined >= EXAMINED_MAX):
+                if count > at_most or search.is_over or examined >= EXAMINED_MAX:
                     return Total(min(count, at_most), exact=False, indexed=search.indexed)
         return Total(count, exact=search.is_whole, indexed=search.indexed)
 
@@ -210,7 +224,9 @@ class SqlFacets(Facets):
         """Pass the newest ``at_most`` hits to ``add``. Return how many there are, and the oldest of them."""
         count, is_all = 0, True
         oldest: Hit | None = None
-        hits = partial(self._hits, wanted=wanted, before=None, at_once=min(at_most + 1, _GROUPED_AT_ONCE))
+        hits = partial(
+            self._matching, wanted=wanted, before=None, at_once=min(at_most + 1, _GROUPED_AT_ONCE), with_facts=True
+        )
         with self._searching(wanted, hits, _GROUPS_SECONDS) as search:
             for batch in search:
                 is_all = count + len(batch.hits) <= at_most and not search.is_over
@@ -226,11 +242,11 @@ class SqlFacets(Facets):
     def _searching(
         self,
         wanted: Filter,
-        hits: Callable[[Session, Terms], Generator[Batch]],
+        read: Callable[[Session, Terms, Symbols], Generator[Part]],
         seconds: float,
         indexed: bool | None = None,
-    ) -> Iterator[_Search]:
-        """Yield a search, which is used in the block. ``hits`` returns the batches for these terms.
+    ) -> Iterator[_Search[Part]]:
+        """Yield a search, which is used in the block. ``read`` returns its parts for these terms and symbols.
 
         ``indexed`` as in `Facets.count`.
         """
@@ -243,16 +259,86 @@ class SqlFacets(Facets):
             if terms is None or not all(symbols):
                 yield _Search(session, iter(()), deadline, indexed)
                 return
-            with closing(hits(session, terms)) as batches:
-                yield _Search(session, _matching(wanted, symbols, batches), deadline, indexed)
+            with closing(read(session, terms, symbols)) as parts:
+                yield _Search(session, parts, deadline, indexed)
+
+    def _matching(
+        self,
+        session: Session,
+        terms: Terms,
+        symbols: Symbols,
+        wanted: Filter,
+        before: DeliveryId | None,
+        at_once: int,
+        *,
+        with_facts: bool = False,
+    ) -> Generator[Batch]:
+        """Yield what `_hits` finds, without what does not match."""
+        hits = self._hits(session, terms, wanted, before, at_once, with_facts=with_facts)
+        return _checked(wanted, symbols, hits)
+
+    def _matching_by_score(
+        self,
+        session: Session,
+        terms: Terms,
+        symbols: Symbols,
+        wanted: Filter,
+        after: ScoreKey | None,
+        limit: int,
+        *,
+        highest_first: bool,
+    ) -> Generator[Batch]:
+        """Yield what `_hits_by_score` finds, without what does not match."""
+        hits = self._hits_by_score(session, terms, wanted, after, limit, highest_first=highest_first)
+        return _checked(wanted, symbols, hits)
+
+    def _unordered(
+        self, session: Session, terms: Terms, symbols: Symbols, wanted: Filter, at_most: int
+    ) -> Generator[Batch]:
+        """Yield what matches in any order, until ``at_most`` hits were examined."""
+
+        def hits() -> Generator[Batch]:
+            left = at_most
+            for source, values in self._sources(session, terms, wanted, left):
+                select = f"select {columns(wanted)} from {source} limit :limit"
+                if rows := session.many(select, **values, limit=left):
+                    yield batch_of(rows, None)
+                left -= len(rows)
+                if left <= 0:
+                    return
+
+        return _checked(wanted, symbols, hits())
+
+    def _counts(self, session: Session, terms: Terms, symbols: Symbols, wanted: Filter, at_most: int) -> Generator[int]:
+        """Yield the numbers of hits with these symbols, up to ``at_most`` or more in all."""
+        for source, values in self._sources(session, terms, wanted, at_most):
+            count = _counted(session, source, values, symbols, at_most)
+            at_most -= count
+            yield count
+
+    @abstractmethod
+    def _sources(
+        self, session: Session, terms: Terms, wanted: Filter, at_most: int
+    ) -> Generator[tuple[str, dict[str, Any]]]:
+        """Yield what comes after ``from`` in the statements that find all hits with these terms and `conditions`.
+
+        Each has its parameters. ``at_most`` of the hits are needed.
+        """
 
     @abstractmethod
     def _hits(
-        self, session: Session, terms: Terms, wanted: Filter, before: DeliveryId | None, at_once: int
+        self,
+        session: Session,
+        terms: Terms,
+        wanted: Filter,
+        before: DeliveryId | None,
+        at_once: int,
+        *,
+        with_facts: bool,
     ) -> Generator[Batch]:
         """Yield the hits before this key that have these terms and `conditions`, newest first.
 
-        One statement returns at most ``at_once``.
+        One statement returns at most ``at_once``. ``with_facts``: see `Hit`.
         """
 
     @abstractmethod
@@ -285,23 +371,23 @@ def _is_later(key: ScoreKey, after: ScoreKey | None, *, highest_first: bool) -> 
     return after is None or (key < after if highest_first else key > after)
 
 
-class _Search:
-    """Iterates over the batches of a search until its time is over: then the running statement is ended."""
+class _Search(Generic[Part]):
+    """Iterates over the parts of a search until its time is over: then the running statement is ended."""
 
-    def __init__(self, session: Session, batches: Iterator[Batch], deadline: float, indexed: bool) -> None:
+    def __init__(self, session: Session, parts: Iterator[Part], deadline: float, indexed: bool) -> None:
         self._session = session
-        self._batches = batches
+        self._parts = parts
         self._deadline = deadline
         self.indexed = indexed  # whether all messages were
         self.is_cut = False  # whether a statement was ended
-        self.last: Batch | None = None  # before that
+        self.last: Part | None = None  # before that
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Part]:
         self._session.limit(max(_LEAST_SECONDS, self._deadline - monotonic()))
         try:
-            for batch in self._batches:
-                self.last = batch
-                yield batch
+            for part in self._parts:
+                self.last = part
+                yield part
         except Exception as error:
             if not self._session.was_ended(error):
                 raise
@@ -318,17 +404,38 @@ class _Search:
         return self.indexed and not self.is_cut
 
 
-def _matching(wanted: Filter, symbols: Sequence[set[int]], batches: Iterator[Batch]) -> Iterator[Batch]:
+def _checked(wanted: Filter, symbols: Symbols, batches: Generator[Batch]) -> Generator[Batch]:
     """Yield batches without the hits that only the index, which is not exact, finds."""
-    for batch in batches:
-        hits = batch.hits
-        if symbols:  # a message whose verdict was replaced is indexed under its earlier symbols as well
-            hits = [
-                hit for hit in hits if not any(each.isdisjoint(facets.unpack(hit.symbols)[::2]) for each in symbols)
-            ]
-        if needs_texts(wanted):
-            hits = [hit for hit in hits if has_texts(wanted, hit.texts)]
-        yield batch._replace(hits=hits)
+    with closing(batches):
+        for batch in batches:
+            hits = batch.hits
+            if symbols:
+                hits = [hit for hit in hits if _has_symbols(hit.symbols, symbols)]
+            if needs_texts(wanted):
+                hits = [hit for hit in hits if has_texts(wanted, hit.texts)]
+            yield batch._replace(hits=hits)
+
+
+def _has_symbols(packed: bytes, symbols: Symbols) -> bool:
+    """Return whether a message has these symbols: one with a new verdict is indexed under its earlier ones as well."""
+    numbers = facets.unpack(packed)[::2]
+    return not any(each.isdisjoint(numbers) for each in symbols)
+
+
+def _counted(session: Session, source: str, values: dict[str, Any], symbols: Symbols, at_most: int) -> int:
+    """Return how many hits of a source have these symbols, up to ``at_most`` or more."""
+    if not symbols:
+        [(count,)] = session.many(
+            f"select count(*) from (select 1 from {source} limit :limit) c", limit=at_most, **values
+        )
+        return int(count)
+    limit = at_most
+    while True:
+        rows = session.many(f"select f.symbols from {source} limit :limit", limit=limit, **values)
+        count = sum(_has_symbols(packed, symbols) for (packed,) in rows)
+        if len(rows) < limit or count >= at_most:
+            return count
+        limit = max(2 * limit, _COMPARED_AT_ONCE)
 
 
 def conditions(wanted: Filter, before: DeliveryId | None) -> tuple[list[str], dict[str, Any]]:
@@ -373,10 +480,16 @@ def conditions(wanted: Filter, before: DeliveryId | None) -> tuple[list[str], di
 _COLUMN = {"score_min": "score", "score_max": "score", "size_min": "size_bytes", "size_max": "size_bytes"}
 
 
-def columns(wanted: Filter) -> str:
+def columns(wanted: Filter, *, with_facts: bool = False) -> str:
     """Return the columns that `batch_of` takes; ``m`` is only needed if `needs_texts`."""
-    texts = "m.subject, m.envelope_sender, m.header_from, m.attachments" if needs_texts(wanted) else "'', '', '', ''"
-    return f"d.message_id, d.number, d.recipient, f.sender_domain, f.symbols, f.score, d.state, f.tier, {texts}"
+    names = ["d.message_id", "d.number", "f.score", "f.symbols" if wanted.symbols or with_facts else "''"]
+    if needs_texts(wanted):
+        names += ["m.subject", "m.envelope_sender", "m.header_from", "m.attachments"]
+    elif with_facts:
+        names += ["''"] * 4
+    if with_facts:
+        names += ["d.recipient", "f.sender_domain", "d.state", "f.tier"]
+    return ", ".join(names)
 
 
 def batch_by_score(rows: Sequence[Sequence[Any]]) -> Batch:
