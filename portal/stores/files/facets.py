@@ -36,6 +36,8 @@ _BY_SCORE = (
 )
 _TEXTS = "m.subject, m.envelope_sender, m.header_from, m.attachments, m.client_ip"
 _EXAMINED_AT_ONCE = 500  # if words are compared
+_ACTED_MAX = 20_000  # deliveries of a state that are examined one by one
+_ACTED_AT_ONCE = 2_000
 FACTS = "FROM delivery d JOIN message m ON m.id = d.message_id LEFT JOIN facet f ON f.key = m.rowid"
 _NEWEST_FIRST = "ORDER BY d.message_id DESC, d.number DESC"
 
@@ -81,6 +83,9 @@ class FileFacets(SqlFacets):
         if not terms:
             yield from self._by_key(session, wanted, before, at_once, selected)
             return
+        if _are_few(session, terms, wanted):
+            yield from self._by_key(session, wanted, before, max(at_once, _ACTED_AT_ONCE), selected)
+            return
         since, below = _keys(wanted)
         if before is not None:
             begin = word_index.millisecond(word_index.key(before.message_id))
@@ -95,8 +100,8 @@ class FileFacets(SqlFacets):
     def _by_key(
         self, session: Session, wanted: Filter, before: DeliveryId | None, at_once: int, selected: str
     ) -> Generator[Batch]:
-        """Yield the hits of a search that has no terms: for a recipient, a state, some days, or everything."""
-        source = _by_key(wanted)
+        """Yield the hits of a search that needs no terms: for a recipient, a state, some days, or everything."""
+        source = _BY_KEY.format(index=_index(wanted))
         found = at_once
         while found == at_once:
             where, values = conditions(wanted, before)
@@ -116,13 +121,13 @@ class FileFacets(SqlFacets):
         self, session: Session, terms: Terms, wanted: Filter, at_most: int
     ) -> Generator[tuple[str, dict[str, Any]]]:
         where, values = conditions(wanted, None)
-        if terms:
-            source = " AND ".join([_BY_INDEX, *where])
-            for rowids in word_index.find(connection_of(session), terms, *_keys(wanted), min(at_most, _ROWIDS_MAX)):
-                yield source, values | {"rowids": json.dumps(rowids)}
-        else:
+        if not terms or _are_few(session, terms, wanted):
             _add_period(wanted, where, values)
-            yield " AND ".join([_by_key(wanted), *where]), values
+            yield " AND ".join([_BY_KEY.format(index=_index(wanted)), *where]), values
+            return
+        source = " AND ".join([_BY_INDEX, *where])
+        for rowids in word_index.find(connection_of(session), terms, *_keys(wanted), min(at_most, _ROWIDS_MAX)):
+            yield source, values | {"rowids": json.dumps(rowids)}
 
     def _hits_by_score(
         self, session: Session, terms: Terms, wanted: Filter, after: ScoreKey | None, limit: int, *, highest_first: bool
@@ -178,9 +183,24 @@ def _has(
     return not words or has_words(json.dumps(words), subject, envelope_sender, header_from, attachments)
 
 
-def _by_key(wanted: Filter) -> str:
+def _index(wanted: Filter) -> str:
+    """Return the index of deliveries for a search: one without those that are held, if it does not want these."""
     is_small = wanted.recipient is None and wanted.states and State.HELD not in wanted.states
-    return _BY_KEY.format(index="INDEXED BY delivery_acted " if is_small else "")
+    return "INDEXED BY delivery_acted " if is_small else ""
+
+
+def _are_few(session: Session, terms: Terms, wanted: Filter) -> bool:
+    """Return whether all deliveries of the wanted states can be examined, instead of what the index of terms finds.
+
+    That may be most messages. Words and servers are not among the `conditions`.
+    """
+    if wanted.client is not None or not (index := _index(wanted)) or not all(each[0].startswith("=") for each in terms):
+        return False
+    where, values = conditions(Filter(states=wanted.states), None)
+    _add_period(wanted, where, values)
+    found = f"SELECT 1 FROM delivery d {index}WHERE {' AND '.join(where)} LIMIT :limit"
+    [(number,)] = session.many(f"SELECT count(*) FROM ({found})", **values, limit=_ACTED_MAX + 1)
+    return bool(number <= _ACTED_MAX)
 
 
 def _keys(wanted: Filter) -> tuple[int, int]:

@@ -78,7 +78,8 @@ class SqlFacets(Facets):
     def by_score(
         self, wanted: Filter, limit: int, after: ScoreKey | None = None, *, highest_first: bool = True
     ) -> ScorePage:
-        sortable = self._sortable(wanted, _SORTED_MAX, _SORT_SECONDS)
+        at_most = min(_SORTED_MAX, _COMPARED_AT_ONCE) if needs_texts(wanted) else _SORTED_MAX
+        sortable = self._sortable(wanted, at_most, _SORT_SECONDS)
         if sortable is None:  # the search finds much, so that the next scores are soon found in their own order
             page = self._along_scores(wanted, limit, after, highest_first=highest_first)
             if page.next is not None or not page.is_cut:
