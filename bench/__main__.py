@@ -34,6 +34,7 @@ from bench import (
     seen,
     shortcuts,
     size,
+    start,
 )
 from bench.rig import ROOT, Effort, postgres_version, print_progress
 
@@ -67,6 +68,8 @@ MEASURES = {
     "mass-postgres": mass.mass_postgres,
     "mass-scanned": mass.mass_scanned,
     "mass-large": mass.mass_large,
+    "start-files": start.start_files,
+    "start-postgres": start.start_postgres,
     "accident-postgres": accident.accident_postgres,
     "releases-files": releases.releases_files,
     "releases-postgres": releases.releases_postgres,
