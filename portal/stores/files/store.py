@@ -97,7 +97,7 @@ class FileStore(Store):
         self.jobs = SqlJobs(self.engine)
         self.votes = SqlVotes(self.engine)
         self.rules = SqlRules(self.engine)
-        self.domains = SqlDomainValues(self.engine)
+        self.domains = SqlDomainValues(self.engine, at_requests=self.engine)
         self.audit = SqlAudit(self.engine)
         self.staff = SqlStaffRoles(self.engine)
         self.tokens = SqlTokens(self.engine)

@@ -66,7 +66,7 @@ class PostgresStore(Store):
         self.jobs = SqlJobs(self.engine)
         self.votes = SqlVotes(self.engine)
         self.rules = SqlRules(self.engine, at_posts=PostgresEngine(database, INGEST_SECONDS))
-        self.domains = SqlDomainValues(self.engine)
+        self.domains = SqlDomainValues(self.engine, at_requests=PostgresEngine(database, _PING_SECONDS))
         self.audit = SqlAudit(self.engine)
         self.staff = SqlStaffRoles(self.engine)
         self.tokens = SqlTokens(self.engine)

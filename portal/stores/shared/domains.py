@@ -29,8 +29,10 @@ _LOCK = "domains"  # serializes changes, so that the newest value is the one in 
 class SqlDomainValues(DomainValues):
     """See `DomainValues`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, at_requests: Engine) -> None:
+        """``at_requests`` has a short time limit: a request may wait for `version` before its own statements."""
         self._engine = engine
+        self._at_requests = at_requests
 
     def set(self, values: Sequence[DomainValue]) -> None:
         with self._engine.writing() as session:
@@ -43,7 +45,7 @@ class SqlDomainValues(DomainValues):
         return [_value(row) for row in rows]
 
     def version(self) -> str:
-        with self._engine.reading() as session:
+        with self._at_requests.reading() as session:
             row = session.one(
                 "select count(*), (select id from domain_value order by id desc limit 1) as newest from domain_value"
             )
