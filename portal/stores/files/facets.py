@@ -17,8 +17,9 @@ from portal.stores.files.search import index_waiting
 from portal.stores.files.session import SqliteEngine, connection_of
 from portal.stores.records import ScoreKey
 from portal.stores.search import Terms, has_words
+from portal.stores.shared.facet_hits import Batch, batch_by_score, batch_of, columns, conditions
 from portal.stores.shared.facet_index import FacetIndex
-from portal.stores.shared.facets import Batch, SqlFacets, batch_by_score, batch_of, columns, conditions
+from portal.stores.shared.facets import SqlFacets
 from portal.stores.shared.session import Session
 
 _INDEXED_AT_ONCE = 100  # a transaction of some 20 ms

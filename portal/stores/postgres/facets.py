@@ -18,8 +18,9 @@ from portal.stores.postgres.search import HIGHEST, LOWEST, ranges, tsquery
 from portal.stores.postgres.session import PostgresEngine, connection_of
 from portal.stores.records import ScoreKey
 from portal.stores.search import Terms, needs_texts
+from portal.stores.shared.facet_hits import Batch, batch_by_score, batch_of, columns, conditions
 from portal.stores.shared.facet_index import FacetIndex
-from portal.stores.shared.facets import Batch, SqlFacets, batch_by_score, batch_of, columns, conditions
+from portal.stores.shared.facets import SqlFacets
 from portal.stores.shared.session import Session
 
 _EXAMINED_AT_ONCE = 2_000  # if texts are compared one by one

@@ -10,17 +10,17 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from portal.model.message import Delivery, DeliveryId, Filter, State, Tier, domain, held_at
 from portal.stores import facets
 from portal.stores.contracts.facets import COUNTED_MAX, GROUPED_MAX, Facets
 from portal.stores.facets import Hit
 from portal.stores.records import GroupBy, Groups, Page, ScoreKey, ScorePage, Tally, Total
-from portal.stores.search import EXAMINED_MAX, Terms, has_texts, needs_texts
+from portal.stores.search import EXAMINED_MAX, Terms, needs_texts
+from portal.stores.shared.facet_hits import Batch, Symbols, checked, columns, has_symbols, hits_of
 from portal.stores.shared.facet_index import FacetIndex
 from portal.stores.shared.grouping import Counts, WholeDays, whole_days
-from portal.stores.shared.patterns import of_domains
 from portal.stores.shared.rows import Rows
 from portal.stores.shared.session import Engine, Session
 
@@ -31,20 +31,11 @@ _COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
 _SORTED_MAX = 15_000  # hits that are sorted by score at once
 _POINTS = 4_096.0  # a step of so many points goes to the last score
 _SORT_SECONDS = 0.5
+_SPARE = 50  # hits beyond a page, in case the index finds some that do not match
 _SCORES_SECONDS = 0.4  # for a page of scores that are read in order, of searches that find more
 _GROUPED_AT_ONCE = 20_000
 
-Symbols = Sequence[set[int]]  # the numbers of each wanted symbol, in all its spellings
 Part = TypeVar("Part")  # of the results of a search
-
-
-class Batch(NamedTuple):
-    """Hits in order."""
-
-    hits: list[Hit]
-    lowest: DeliveryId  # the last one that was examined
-    examined: int
-    score: float = 0.0  # of the last one, in a list by score
 
 
 class SqlFacets(Facets):
@@ -79,14 +70,14 @@ class SqlFacets(Facets):
         self, wanted: Filter, limit: int, after: ScoreKey | None = None, *, highest_first: bool = True
     ) -> ScorePage:
         at_most = min(_SORTED_MAX, _COMPARED_AT_ONCE) if needs_texts(wanted) else _SORTED_MAX
-        sortable = self._sortable(wanted, at_most, _SORT_SECONDS)
+        sortable = self._sortable(wanted, limit, after, at_most, _SORT_SECONDS, highest_first=highest_first)
         if sortable is None:  # the search finds much, so that the next scores are soon found in their own order
             page = self._along_scores(wanted, limit, after, highest_first=highest_first)
             if page.next is not None or not page.is_cut:
                 return page
             return self._in_ranges(wanted, limit, after, highest_first=highest_first)
         keys, indexed = sortable
-        return self._score_page(keys, limit, after, highest_first=highest_first, indexed=indexed)
+        return self._score_page(keys, limit, highest_first=highest_first, indexed=indexed)
 
     def _in_ranges(self, wanted: Filter, limit: int, after: ScoreKey | None, *, highest_first: bool) -> ScorePage:
         """Return a page of a search whose hits are far apart: sort those of the next point, of two more and so on."""
@@ -103,34 +94,46 @@ class SqlFacets(Facets):
             low, high = sorted((edge, end))
             low = low if wanted.score_min is None else max(low, wanted.score_min)
             high = high if wanted.score_max is None else min(high, wanted.score_max)
-            found = self._sortable(replace(wanted, score_min=low, score_max=high), EXAMINED_MAX, _PAGE_SECONDS)
+            within = replace(wanted, score_min=low, score_max=high)
+            found = self._sortable(within, limit, after, EXAMINED_MAX, _PAGE_SECONDS, highest_first=highest_first)
             is_cut = found is None or monotonic() > deadline
             if found is not None:
-                keys |= {key for key in found[0] if _is_later(key, after, highest_first=highest_first)}
+                keys.update(found[0])
                 indexed = found[1]
             if is_cut:
                 break
             edge, step = edge + step, 2 * step
-        page = self._score_page(keys, limit, after, highest_first=highest_first, indexed=indexed)
+        page = self._score_page(keys, limit, highest_first=highest_first, indexed=indexed)
         return replace(page, is_cut=is_cut and page.next is None)
 
-    def _score_page(
-        self, keys: Iterable[ScoreKey], limit: int, after: ScoreKey | None, *, highest_first: bool, indexed: bool
-    ) -> ScorePage:
-        later = [key for key in keys if _is_later(key, after, highest_first=highest_first)]
-        later.sort(reverse=highest_first)
-        next = later[limit - 1] if len(later) > limit else None
-        return ScorePage(self._deliveries([each.key for each in later[:limit]]), next, indexed=indexed)
+    def _score_page(self, keys: Iterable[ScoreKey], limit: int, *, highest_first: bool, indexed: bool) -> ScorePage:
+        found = sorted(keys, reverse=highest_first)
+        next = found[limit - 1] if len(found) > limit else None
+        return ScorePage(self._deliveries([each.key for each in found[:limit]]), next, indexed=indexed)
 
-    def _sortable(self, wanted: Filter, at_most: int, seconds: float) -> tuple[list[ScoreKey], bool] | None:
-        """Return what matches, and whether all messages are indexed. None: there is more than ``at_most``."""
+    def _sortable(
+        self,
+        wanted: Filter,
+        limit: int,
+        after: ScoreKey | None,
+        at_most: int,
+        seconds: float,
+        *,
+        highest_first: bool,
+    ) -> tuple[list[ScoreKey], bool] | None:
+        """Return the first ``limit`` hits after this place and some more, in any order, and whether all is indexed.
+
+        None: there are more than ``at_most``, or it took too long.
+        """
         keys: list[ScoreKey] = []
         examined = 0
-        hits = partial(self._unordered, wanted=wanted, at_most=at_most + 1)
+        hits = partial(
+            self._first_by_score, wanted=wanted, limit=limit, after=after, at_most=at_most, highest_first=highest_first
+        )
         with self._searching(wanted, hits, seconds) as search:
-            for batch in search:
-                keys += [ScoreKey(hit.score, hit.key) for hit in batch.hits if hit.score is not None]
-                examined += batch.examined
+            for number, first in search:
+                keys += [ScoreKey(hit.score or 0.0, hit.key) for hit in first]
+                examined += number
                 if examined > at_most or search.is_over:
                     return None
         return None if search.is_cut else (keys, search.indexed)
@@ -276,7 +279,7 @@ class SqlFacets(Facets):
     ) -> Generator[Batch]:
         """Yield what `_hits` finds, without what does not match."""
         hits = self._hits(session, terms, wanted, before, at_once, with_facts=with_facts)
-        return _checked(wanted, symbols, hits)
+        return _each_checked(wanted, symbols, hits)
 
     def _matching_by_score(
         self,
@@ -291,24 +294,46 @@ class SqlFacets(Facets):
     ) -> Generator[Batch]:
         """Yield what `_hits_by_score` finds, without what does not match."""
         hits = self._hits_by_score(session, terms, wanted, after, limit, highest_first=highest_first)
-        return _checked(wanted, symbols, hits)
+        return _each_checked(wanted, symbols, hits)
 
-    def _unordered(
-        self, session: Session, terms: Terms, symbols: Symbols, wanted: Filter, at_most: int
-    ) -> Generator[Batch]:
-        """Yield what matches in any order, until ``at_most`` hits were examined."""
+    def _first_by_score(
+        self,
+        session: Session,
+        terms: Terms,
+        symbols: Symbols,
+        wanted: Filter,
+        limit: int,
+        after: ScoreKey | None,
+        at_most: int,
+        *,
+        highest_first: bool,
+    ) -> Generator[tuple[int, list[Hit]]]:
+        """Yield for each source the number of its hits after this place, and the first of them: more than ``limit``, if
+        there are.
 
-        def hits() -> Generator[Batch]:
-            left = at_most
-            for source, values in self._sources(session, terms, wanted, left):
-                select = f"select {columns(wanted)} from {source} limit :limit"
-                if rows := session.many(select, **values, limit=left):
-                    yield batch_of(rows, None)
-                left -= len(rows)
-                if left <= 0:
-                    return
-
-        return _checked(wanted, symbols, hits())
+        It ends after more than ``at_most``.
+        """
+        direction, sign = ("desc", "<") if highest_first else ("asc", ">")
+        later, place = "", dict[str, Any]()
+        if after is not None:
+            later = f" and (f.score, d.message_id, d.number) {sign} (:key_score, :key_id, :key_number)"
+            place = {"key_score": after.score, "key_id": after.key.message_id, "key_number": after.key.number}
+        order = f"order by score {direction}, message_id {direction}, number {direction}"
+        left = at_most + 1
+        for source, values in self._sources(session, terms, wanted, left):
+            found = f"select {columns(wanted)} from {source} and f.score is not null{later} limit :at_most"
+            select = f"select c.*, count(*) over () from ({found}) c {order} limit :shown"
+            shown = left if needs_texts(wanted) else limit + 1 + _SPARE * bool(symbols)
+            rows = session.many(select, **values, **place, at_most=left, shown=shown)
+            number = rows[0][-1] if rows else 0
+            hits = checked(wanted, symbols, hits_of([row[:-1] for row in rows]))
+            if len(hits) <= limit and number > shown:
+                rows = session.many(select, **values, **place, at_most=left, shown=left)
+                hits = checked(wanted, symbols, hits_of([row[:-1] for row in rows]))
+            yield number, hits
+            left -= number
+            if left <= 0:
+                return
 
     def _counts(self, session: Session, terms: Terms, symbols: Symbols, wanted: Filter, at_most: int) -> Generator[int]:
         """Yield the numbers of hits with these symbols, up to ``at_most`` or more in all."""
@@ -368,10 +393,6 @@ class SqlFacets(Facets):
         return self._index.is_complete()
 
 
-def _is_later(key: ScoreKey, after: ScoreKey | None, *, highest_first: bool) -> bool:
-    return after is None or (key < after if highest_first else key > after)
-
-
 class _Search(Generic[Part]):
     """Iterates over the parts of a search until its time is over: then the running statement is ended."""
 
@@ -405,22 +426,10 @@ class _Search(Generic[Part]):
         return self.indexed and not self.is_cut
 
 
-def _checked(wanted: Filter, symbols: Symbols, batches: Generator[Batch]) -> Generator[Batch]:
-    """Yield batches without the hits that only the index, which is not exact, finds."""
+def _each_checked(wanted: Filter, symbols: Symbols, batches: Generator[Batch]) -> Generator[Batch]:
     with closing(batches):
         for batch in batches:
-            hits = batch.hits
-            if symbols:
-                hits = [hit for hit in hits if _has_symbols(hit.symbols, symbols)]
-            if needs_texts(wanted):
-                hits = [hit for hit in hits if has_texts(wanted, hit.texts)]
-            yield batch._replace(hits=hits)
-
-
-def _has_symbols(packed: bytes, symbols: Symbols) -> bool:
-    """Return whether a message has these symbols: one with a new verdict is indexed under its earlier ones as well."""
-    numbers = facets.unpack(packed)[::2]
-    return not any(each.isdisjoint(numbers) for each in symbols)
+            yield batch._replace(hits=checked(wanted, symbols, batch.hits))
 
 
 def _counted(session: Session, source: str, values: dict[str, Any], symbols: Symbols, at_most: int) -> int:
@@ -433,76 +442,10 @@ def _counted(session: Session, source: str, values: dict[str, Any], symbols: Sym
     limit = at_most
     while True:
         rows = session.many(f"select f.symbols from {source} limit :limit", limit=limit, **values)
-        count = sum(_has_symbols(packed, symbols) for (packed,) in rows)
+        count = sum(has_symbols(packed, symbols) for (packed,) in rows)
         if len(rows) < limit or count >= at_most:
             return count
         limit = max(2 * limit, _COMPARED_AT_ONCE)
-
-
-def conditions(wanted: Filter, before: DeliveryId | None) -> tuple[list[str], dict[str, Any]]:
-    """Return SQL conditions on a delivery ``d`` and its message's facets ``f``, and their parameters."""
-    where, values = list[str](), dict[str, Any]()
-
-    def add(condition: str, **parameters: Any) -> None:
-        where.append(condition)
-        values.update(parameters)
-
-    if wanted.recipient is not None:
-        add("d.recipient in :recipients", recipients=[wanted.recipient, *wanted.also])
-    if wanted.domains is not None:
-        condition, patterns = of_domains("d.recipient", wanted.domains)
-        add(condition, **patterns)
-    if wanted.states:
-        add("d.state in :states", states=sorted(state.value for state in wanted.states))
-    if State.HELD not in wanted.states and wanted.states:
-        add("d.state <> 'held'")  # the condition of a small index
-    if State.EXPIRED not in wanted.states:
-        add("d.state <> 'expired'")
-    if wanted.rule is not None:
-        ruled = "select 1 from event e where e.message_id = d.message_id and e.number = d.number and e.actor = :rule"
-        add(f"exists ({ruled})", rule=f"rule:{wanted.rule}")
-    if wanted.tiers:
-        add("f.tier in :tiers", tiers=sorted(tier.value for tier in wanted.tiers))
-    if wanted.actions:
-        add("f.action in :actions", actions=sorted(wanted.actions))
-    if wanted.sender_domain is not None:
-        add("f.sender_domain = :sender_domain", sender_domain=wanted.sender_domain)
-    for name in ("score_min", "size_min"):
-        if (low := getattr(wanted, name)) is not None:
-            add(f"f.{_COLUMN[name]} >= :{name}", **{name: low})
-    for name in ("score_max", "size_max"):
-        if (high := getattr(wanted, name)) is not None:
-            add(f"f.{_COLUMN[name]} <= :{name}", **{name: high})
-    if before is not None:
-        add("(d.message_id, d.number) < (:key_id, :key_number)", key_id=before.message_id, key_number=before.number)
-    return where, values
-
-
-_COLUMN = {"score_min": "score", "score_max": "score", "size_min": "size_bytes", "size_max": "size_bytes"}
-
-
-def columns(wanted: Filter, *, with_facts: bool = False) -> str:
-    """Return the columns that `batch_of` takes; ``m`` is only needed if `needs_texts`."""
-    names = ["d.message_id", "d.number", "f.score", "f.symbols" if wanted.symbols or with_facts else "''"]
-    if needs_texts(wanted):
-        names += ["m.subject", "m.envelope_sender", "m.header_from", "m.attachments"]
-    elif with_facts:
-        names += ["''"] * 4
-    if with_facts:
-        names += ["d.recipient", "f.sender_domain", "d.state", "f.tier"]
-    return ", ".join(names)
-
-
-def batch_by_score(rows: Sequence[Sequence[Any]]) -> Batch:
-    """Return the hits of rows of `columns` in the order of the score."""
-    batch = batch_of(rows, None)
-    return batch._replace(score=batch.hits[-1].score or 0.0)
-
-
-def batch_of(rows: Sequence[Sequence[Any]], lowest: DeliveryId | None) -> Batch:
-    """Return the hits of rows of `columns`; ``lowest`` None: they are what was examined."""
-    hits = [Hit(DeliveryId(id, number), *values) for id, number, *values in rows]
-    return Batch(hits, lowest or hits[-1].key, len(hits))
 
 
 def _numbers(session: Session, names: Sequence[str]) -> list[set[int]]:
