@@ -18,7 +18,7 @@ from portal.stores.postgres import facets as of_postgres
 from portal.stores.postgres.session import PostgresEngine
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.records import GroupBy, Page, Total
-from portal.stores.shared import facet_index, facet_rows
+from portal.stores.shared import facet_hits, facet_index, facet_rows
 from portal.stores.shared import facets as shared
 from tests.builders import hold, mail, now
 from tests.contract.helpers import DAY, SLOW
@@ -47,7 +47,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
 def test_a_statement_that_takes_too_long_is_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     hold(store, symbols=BAD)
     index(store)
-    conditions = shared.conditions
+    conditions = facet_hits.conditions
     for engine in (of_files, of_postgres):
         monkeypatch.setattr(engine, "conditions", lambda *some: ([*conditions(*some)[0], SLOW], conditions(*some)[1]))
     for name in ("_PAGE_SECONDS", "_COUNT_SECONDS", "_GROUPS_SECONDS"):
@@ -64,7 +64,7 @@ def test_a_statement_that_takes_too_long_is_ended(store: Store, monkeypatch: pyt
 def test_what_was_found_before_that_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = (hold(store, symbols=BAD, recipients=["a@example.org"], at=now() - DAY * n) for n in (9, 0))
     index(store)
-    conditions = shared.conditions
+    conditions = facet_hits.conditions
 
     def slow(*some: Any) -> tuple[list[str], dict[str, Any]]:
         where, values = conditions(*some)

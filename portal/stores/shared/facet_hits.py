@@ -1,4 +1,4 @@
-"""What the searches by facets of both stores share: conditions and columns of statements, hits of their rows."""
+"""Conditions and columns of the statements that search by facets in both stores, and the hits of their rows."""
 
 from __future__ import annotations
 
