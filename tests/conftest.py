@@ -43,7 +43,7 @@ from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
 from portal.stores.postgres import database
 from portal.stores.postgres.store import PostgresStore
-from portal.stores.shared import facets
+from portal.stores.shared import facet_scores, facet_searches, facets
 from tests.databases import Databases
 
 MakeSettings = Callable[..., Settings]
@@ -112,8 +112,13 @@ def patient_stores() -> Iterator[None]:
     without any work. Programs that tests start keep their limits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "POOL_WAIT_SECONDS", 5 * database.POOL_WAIT_SECONDS)
-        for name in ("_PAGE", "_COUNT", "_GROUPS", "_CATCH_UP", "_SORT", "_SCORES"):
-            patch.setattr(facets, f"{name}_SECONDS", 10 * getattr(facets, f"{name}_SECONDS"))
+        for module, names in (
+            (facets, ("_PAGE", "_COUNT", "_GROUPS")),
+            (facet_searches, ("_CATCH_UP",)),
+            (facet_scores, ("_SORT", "_SCORES", "_COMPARED", "_RANGES")),
+        ):
+            for name in names:
+                patch.setattr(module, f"{name}_SECONDS", 10 * getattr(module, f"{name}_SECONDS"))
         yield
 
 

@@ -11,7 +11,7 @@ import pytest
 from portal.model.message import Delivery, DeliveryId, Filter, State, Symbol
 from portal.stores import Store
 from portal.stores.records import ScoreKey, ScorePage
-from portal.stores.shared import facets as shared
+from portal.stores.shared import facet_scores, facet_searches
 from tests.builders import ALICE, BOB, hold, now
 from tests.contract.helpers import DAY, SLOW
 
@@ -25,7 +25,8 @@ Pages = Callable[..., list[Delivery]]
 def pages(request: pytest.FixtureRequest, store: Store, monkeypatch: pytest.MonkeyPatch) -> Pages:
     """Return all deliveries of a search, two on a page; each page begins where the last one ended."""
     if request.param != "sorted":
-        monkeypatch.setattr(shared, "_SORTED_MAX", 0)  # as if the search found much
+        monkeypatch.setattr(facet_scores, "_FEW", 0)
+        monkeypatch.setattr(facet_scores, "_SORTED_MAX", 0)  # as if the search found much
 
     def read(*, highest_first: bool = True, **wanted: Any) -> list[Delivery]:
         found: list[Delivery] = []
@@ -92,7 +93,7 @@ def test_a_list_by_score_ends_in_time(store: Store, monkeypatch: pytest.MonkeyPa
     hold(store, symbols=BAD)
     while store.facets.index():
         pass
-    monkeypatch.setattr(shared._Search, "is_over", True)
+    monkeypatch.setattr(facet_searches.Search, "is_over", True)
     page = store.facets.by_score(Filter(symbols=("FUZZY_DENIED",)), 1)
     assert (len(page.deliveries), page.next is None, page.is_cut) == (1, False, False)
     assert store.facets.by_score(Filter(symbols=("ABSENT",)), 1) == ScorePage((), None)
@@ -111,8 +112,9 @@ def test_hits_that_are_far_apart_are_sorted_if_reading_scores_takes_too_long(
         yield from session.many(f"select 1 where {SLOW}") if terms else read(self, session, terms, *rest, **more)
 
     monkeypatch.setattr(type(store.facets), "_hits_by_score", slow)
-    monkeypatch.setattr(shared, "_SORTED_MAX", 0)
-    monkeypatch.setattr(shared, "_SCORES_SECONDS", 0.3)
+    monkeypatch.setattr(facet_scores, "_FEW", 0)
+    monkeypatch.setattr(facet_scores, "_SORTED_MAX", 0)
+    monkeypatch.setattr(facet_scores, "_SCORES_SECONDS", 0.3)
     wanted, found, after = Filter(symbols=("FUZZY_DENIED",)), list[float](), None
     while len(found) < len(scores):
         page = store.facets.by_score(wanted, 2, after, highest_first=highest_first)
@@ -121,5 +123,5 @@ def test_hits_that_are_far_apart_are_sorted_if_reading_scores_takes_too_long(
         assert not page.is_cut
     assert found == sorted(scores, reverse=highest_first)
     assert after is None
-    monkeypatch.setattr(shared, "EXAMINED_MAX", 0)
+    monkeypatch.setattr(facet_scores, "_IN_RANGE_MAX", 0)
     assert store.facets.by_score(wanted, 9).is_cut
