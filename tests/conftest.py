@@ -41,7 +41,7 @@ from portal.mail.languages import Language
 from portal.model import tiers
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
-from portal.stores.postgres import database
+from portal.stores.postgres import database, messages
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.shared import facet_scores, facet_searches, facets
 from tests.databases import Databases
@@ -108,10 +108,11 @@ def shared_templates() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def patient_stores() -> Iterator[None]:
-    """Allow searches over all messages, and waiting for a connection, longer: on a busy machine a second may pass
-    without any work. Programs that tests start keep their limits."""
+    """Allow searches over all messages, waiting for a connection, and holding a message in PostgreSQL longer: on a busy
+    machine seconds may pass without any work. Programs that tests start keep their limits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "POOL_WAIT_SECONDS", 5 * database.POOL_WAIT_SECONDS)
+        patch.setattr(messages, "_ADD_SECONDS", 5 * messages._ADD_SECONDS)
         for module, names in (
             (facets, ("_PAGE", "_COUNT", "_GROUPS")),
             (facet_searches, ("_CATCH_UP",)),
