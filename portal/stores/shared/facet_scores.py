@@ -20,7 +20,7 @@ from portal.stores.shared.session import Session
 
 _FEW = 20_000  # hits that are sorted before anything else is tried
 _SORTED_MAX = _IN_RANGE_MAX = 150_000  # hits that are sorted, of all scores and of some points
-_SORT_SECONDS = 0.8
+_SORT_SECONDS = 2.0
 _SPARE = 50  # hits beyond a page, in case the index finds some that do not match
 _COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
 _SCORES_SECONDS, _COMPARED_SECONDS = 0.25, 0.4  # for a page of scores that are read in order, without and with texts
