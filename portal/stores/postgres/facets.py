@@ -140,7 +140,10 @@ class PostgresFacets(SqlFacets):
 
 
 def _plan_simply(session: Session) -> None:
-    """Start no parallel workers and compile nothing for a search: both take longer than most searches do."""
+    """Start no parallel workers and compile nothing for a search: both take longer than most searches do.
+
+    Partitions are joined one by one (docs/decisions/facets.md).
+    """
     connection_of(session).execute(
         b"set local max_parallel_workers_per_gather = 0; set local jit = off; set local enable_partitionwise_join = on"
     )

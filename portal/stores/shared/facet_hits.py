@@ -90,6 +90,7 @@ def batch_of(rows: Sequence[Sequence[Any]], lowest: DeliveryId | None) -> Batch:
 
 
 def hits_of(rows: Sequence[Sequence[Any]]) -> list[Hit]:
+    """Return the hits of rows of `columns`."""
     return [Hit(DeliveryId(id, number), *values) for id, number, *values in rows]
 
 

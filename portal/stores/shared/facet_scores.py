@@ -15,14 +15,13 @@ from portal.stores.facets import Hit
 from portal.stores.records import ScoreKey, ScorePage
 from portal.stores.search import EXAMINED_MAX, Terms, needs_texts
 from portal.stores.shared.facet_hits import Batch, Symbols, checked, columns, hits_of
-from portal.stores.shared.facet_searches import FacetSearches, each_checked
+from portal.stores.shared.facet_searches import COMPARED_AT_ONCE, FacetSearches, each_checked
 from portal.stores.shared.session import Session
 
 _FEW = 20_000  # hits that are sorted before anything else is tried
 _SORTED_MAX = _IN_RANGE_MAX = 150_000  # hits that are sorted, of all scores and of some points
 _SORT_SECONDS = 2.0
 _SPARE = 50  # hits beyond a page, in case the index finds some that do not match
-_COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
 _SCORES_SECONDS, _COMPARED_SECONDS = 0.25, 0.4  # for a page of scores that are read in order, without and with texts
 _RANGES_SECONDS = 2.0
 _POINTS = 4_096.0  # a step of so many points goes to the last score
@@ -36,7 +35,7 @@ class FacetScores(FacetSearches):
     ) -> ScorePage:
         indexed = self._catch_up(wanted)
         sort = partial(self._sorted, wanted, limit, after, indexed=indexed, highest_first=highest_first)
-        few = min(_FEW, _COMPARED_AT_ONCE) if needs_texts(wanted) else _FEW
+        few = min(_FEW, COMPARED_AT_ONCE) if needs_texts(wanted) else _FEW
         found, page = sort(few, _SORT_SECONDS), None
         if found is None:  # the search finds more: if it finds much, the next scores are soon found in their own order
             seconds = _COMPARED_SECONDS if needs_texts(wanted) else _SCORES_SECONDS
@@ -130,7 +129,7 @@ class FacetScores(FacetSearches):
                 if len(found) > limit:
                     next = found[limit - 1]
                     break
-                if examined >= (_COMPARED_AT_ONCE if needs_texts(wanted) else EXAMINED_MAX) or search.is_over:
+                if examined >= (COMPARED_AT_ONCE if needs_texts(wanted) else EXAMINED_MAX) or search.is_over:
                     next = ScoreKey(batch.score, batch.lowest)
                     break
             if search.is_cut and search.last:

@@ -19,6 +19,7 @@ from portal.stores.shared.session import Engine, Session
 
 _CATCH_UP_SECONDS = 1.0  # of a search for the index
 _LEAST_SECONDS = 0.25  # for the first statement after that
+COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
 
 Part = TypeVar("Part")  # of the results of a search
 

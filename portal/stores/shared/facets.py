@@ -15,12 +15,11 @@ from portal.stores.records import GroupBy, Groups, Page, Tally, Total
 from portal.stores.search import EXAMINED_MAX, Terms, needs_texts
 from portal.stores.shared.facet_hits import Batch, Symbols, has_symbols
 from portal.stores.shared.facet_scores import FacetScores
-from portal.stores.shared.facet_searches import each_checked
+from portal.stores.shared.facet_searches import COMPARED_AT_ONCE, each_checked
 from portal.stores.shared.grouping import Counts, WholeDays, whole_days
 from portal.stores.shared.session import Session
 
 _PAGE_SECONDS, _COUNT_SECONDS, _GROUPS_SECONDS = 2.0, 3.0, 6.0  # for one call
-_COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
 _GROUPED_AT_ONCE = 20_000
 
 
@@ -31,7 +30,7 @@ class SqlFacets(FacetScores):
         found: list[DeliveryId] = []
         next: DeliveryId | None = None
         examined = 0
-        at_once = max(limit + 1, _COMPARED_AT_ONCE if needs_texts(wanted) else 0)
+        at_once = max(limit + 1, COMPARED_AT_ONCE if needs_texts(wanted) else 0)
         hits = partial(self._matching, wanted=wanted, before=before, at_once=at_once)
         with self._searching(wanted, hits, _PAGE_SECONDS) as search:
             for batch in search:
@@ -62,7 +61,7 @@ class SqlFacets(FacetScores):
     def _compared(self, wanted: Filter, at_most: int, indexed: bool | None) -> Total:
         """Return the number of hits of a search that compares texts one by one."""
         count = examined = 0
-        hits = partial(self._matching, wanted=wanted, before=None, at_once=_COMPARED_AT_ONCE)
+        hits = partial(self._matching, wanted=wanted, before=None, at_once=COMPARED_AT_ONCE)
         with self._searching(wanted, hits, _COUNT_SECONDS, indexed) as search:
             for batch in search:
                 count += len(batch.hits)
@@ -173,4 +172,4 @@ def _counted(session: Session, source: str, values: dict[str, Any], symbols: Sym
         count = sum(has_symbols(packed, symbols) for (packed,) in rows)
         if len(rows) < limit or count >= at_most:
             return count
-        limit = max(2 * limit, _COMPARED_AT_ONCE)
+        limit = max(2 * limit, COMPARED_AT_ONCE)
