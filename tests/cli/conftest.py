@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def silent_rspamadm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Put an `rspamadm` that prints nothing before a real one, which takes a second in each `quarantine check`."""
+    """Put an `rspamadm` that prints nothing before a real one, which takes a second in each `quarantine check`.
+
+    Not for the whole session: tests of other folders, which the same process may run later, need the real one.
+    """
     program = tmp_path_factory.mktemp("bin") / "rspamadm"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
