@@ -84,6 +84,7 @@ class MassAct:
     hold_back: bool = False  # what it is about is left out of digests until it has ended, see `mass_hold`
     notify: bool = False  # its recipients are mailed after it, see `mass_mail`
     method: str = ""  # name of the sign-in method of the member's session, whose groups give roles to the job as well
+    is_exact: bool = True  # False: there were more deliveries than the dry run could count
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments of the job."""
@@ -99,6 +100,7 @@ class MassAct:
             "hold_back": self.hold_back,
             "notify": self.notify,
             "method": self.method,
+            "is_exact": self.is_exact,
         }
 
     @classmethod
@@ -116,6 +118,7 @@ class MassAct:
             found["hold_back"],
             found["notify"],
             found["method"],
+            found["is_exact"],
         )
 
 
@@ -173,9 +176,14 @@ class View:
         return self.progress.done if self.status is Status.FINISHED else max(self.mass.total, self.progress.done)
 
     @property
-    def left(self) -> int:
-        """The number of deliveries that were not reached yet."""
-        return self.total - self.progress.done
+    def is_exact(self) -> bool:
+        """False if there may be more deliveries to reach than `total`."""
+        return self.mass.is_exact or self.status is Status.FINISHED
+
+    @property
+    def left(self) -> int | None:
+        """The number of deliveries that were not reached yet, None if that is unknown."""
+        return self.total - self.progress.done if self.is_exact else None
 
     @property
     def per_minute(self) -> int:
@@ -185,7 +193,7 @@ class View:
     @property
     def time_left(self) -> timedelta | None:
         """The time that the rest takes at this speed, None if that is unknown."""
-        return timedelta(minutes=self.left / self.per_minute) if self.per_minute else None
+        return None if self.left is None or not self.per_minute else timedelta(minutes=self.left / self.per_minute)
 
 
 def view(job: Job, now: datetime) -> View:

@@ -126,6 +126,7 @@ class MassActs:
             found.mass,
             criteria=criteria,
             total=found.failed,
+            is_exact=True,
             member=member.person if member else "",
             method=member.method if member else "",
             retries=found.job.id,

@@ -34,7 +34,7 @@ _PROGRESS_SECONDS = 30
 _NAME_CHARACTERS = 100
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 
-ReportProgress = Callable[[int, int, int], None]  # items done, all items, bytes done
+ReportProgress = Callable[[int, int | None, int], None]  # items done, all items if known, bytes done
 
 
 class NotDone(QuarantineError):
@@ -242,33 +242,39 @@ def progress(unit: str) -> Iterator[ReportProgress]:
     console = Console(stderr=True)
     started_seconds = last_seconds = monotonic()
 
-    def rate(done: int, total: int, size_bytes: int) -> str:
+    def reached(done: int, total: int | None) -> str:
+        return f"{done} {unit}" if total is None else f"{done} of {total} {unit}"
+
+    def rate(done: int, total: int | None, size_bytes: int) -> str:
         seconds = max(monotonic() - started_seconds, 0.001)
-        left = timedelta(seconds=round((total - done) * seconds / max(done, 1)))
         speed = f"{done / seconds:.0f} {unit}/s"
         if size_bytes:
             speed += f", {size_bytes / 1e6 / seconds:.1f} MB/s"
-        return f"{speed}, {left} left"
+        if total is None:
+            return speed
+        return f"{speed}, {timedelta(seconds=round((total - done) * seconds / max(done, 1)))} left"
 
     if not console.is_terminal:
 
-        def print_line(done: int, total: int, size_bytes: int) -> None:
+        def print_line(done: int, total: int | None, size_bytes: int) -> None:
             nonlocal last_seconds
             if monotonic() - last_seconds >= _PROGRESS_SECONDS:
                 last_seconds = monotonic()
-                say(f"{done} of {total} {unit}, {rate(done, total, size_bytes)}", err=True)
+                say(f"{reached(done, total)}, {rate(done, total, size_bytes)}", err=True)
 
         yield print_line
         return
     columns = (
-        TextColumn("{task.completed:.0f} of {task.total:.0f} " + unit),
+        TextColumn("{task.fields[reached]}"),
         BarColumn(),
         TextColumn("{task.fields[rate]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=0, rate="")
+        task = bar.add_task("", total=None, reached="", rate="")
 
-        def update_bar(done: int, total: int, size_bytes: int) -> None:
-            bar.update(task, completed=done, total=total, rate=rate(done, total, size_bytes))
+        def update_bar(done: int, total: int | None, size_bytes: int) -> None:
+            bar.update(
+                task, completed=done, total=total, reached=reached(done, total), rate=rate(done, total, size_bytes)
+            )
 
         yield update_bar

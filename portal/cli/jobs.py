@@ -107,6 +107,7 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
             options["reason"],
             hold_back=options["hold_back"],
             notify=options["notify"],
+            is_exact=found.total.exact,
         )
         job = masses.start(mass, current_operator(), uuid4(), timedelta())
         _follow(masses, job.id)
@@ -143,7 +144,7 @@ def _follow(masses: MassActs, job_id: UUID) -> None:
     try:
         with progress("deliveries") as report:
             while (found := masses.get(job_id)).status not in ENDED:
-                report(found.progress.done, found.total, 0)
+                report(found.progress.done, found.total if found.is_exact else None, 0)
                 note = _note(masses, found)
                 if note and told is not found.status:
                     told = found.status
@@ -151,7 +152,7 @@ def _follow(masses: MassActs, job_id: UUID) -> None:
                 if found.status is Status.PAUSED:
                     break
                 time.sleep(1 / _LOOKS_PER_SECOND)
-            report(found.progress.done, found.total, 0)
+            report(found.progress.done, found.total if found.is_exact else None, 0)
     except KeyboardInterrupt:
         raise NotDone(
             f"The job goes on without this command. To see it: quarantine jobs show {job_id}\n"
@@ -204,7 +205,7 @@ def list_(as_json: bool) -> None:
                 shown_address(each.job.actor.name, 40),
                 each.mass.act,
                 each.status,
-                *map(str, (each.done, each.failed, each.left)),
+                *map(str, (each.done, each.failed, "unknown" if each.left is None else each.left)),
             )
         if found and not as_json:
             print_table(table)
@@ -277,8 +278,8 @@ COMMANDS = (jobs,)
 
 
 def _print_job(found: View) -> None:
-    say(f"{found.job.id}: {found.mass.act} {found.status}, {found.done} done, {found.failed} failed, "
-               f"{found.left} left")  # fmt: skip
+    left = f"at least {found.total} in all" if found.left is None else f"{found.left} left"
+    say(f"{found.job.id}: {found.mass.act} {found.status}, {found.done} done, {found.failed} failed, {left}")
     say(f"  of: {shown(found.mass.query, 500)}")
     say(f"  reason: {shown(found.mass.reason, 500)}")
     say(f"  confirmed by {shown_address(found.job.actor.who)} at {found.job.created_at:%Y-%m-%d %H:%M:%S} UTC")
@@ -289,8 +290,9 @@ def _print_job(found: View) -> None:
     if found.mass.hold_back and found.status not in ENDED:
         say("  held back from digests until it ends")
     if found.status is Status.RUNNING and found.per_minute:
-        left = timedelta(seconds=round((found.time_left or timedelta()).total_seconds()))
-        say(f"  {found.per_minute} per minute, {left} left")
+        time_left = found.time_left
+        left = "" if time_left is None else f", {timedelta(seconds=round(time_left.total_seconds()))} left"
+        say(f"  {found.per_minute} per minute{left}")
 
 
 def _job_json(found: View) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class JobRow:
     status: str  # to be translated
     done: int
     failed: int
-    left: int
+    left: int | None
 
 
 class MassActPages:
@@ -181,6 +181,7 @@ class MassActPages:
             hold_back=hold_back,
             notify=act in MAILING and request.form("notify") != "",
             method=staff.member.method,
+            is_exact=found.total.exact,
         )
         job = self._masses.start(mass, staff.actor, uuid_of(request.form("form")) or uuid4())
         return self._pages.see_other(f"{PATH}{job.id}/")

@@ -244,6 +244,16 @@ def test_a_job_that_no_process_runs_is_named_after_its_time(run: Run, store: Sto
     assert "No process" not in run("jobs", "show", str(soon.id)).stderr
 
 
+def test_what_is_left_of_a_job_is_unknown_if_more_were_found_than_counted(run: Run, store: Store) -> None:
+    parts = assemble(load())
+    masses = MassActs(store, parts.actions, parts.staff)
+    job = masses.start(MassAct(Act.RELEASE, Filter(), "", 2, "x", is_exact=False), BY_OPERATOR, uuid4(), timedelta())
+    parts.store.close()
+    assert "0 done, 0 failed, at least 2 in all" in run("jobs", "show", str(job.id)).output
+    assert json.loads(run("jobs", "show", str(job.id), "--json").output)["left"] is None
+    assert run("jobs", "list").output.splitlines()[1].endswith("unknown")
+
+
 def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     held = hold(store, recipients=(ALICE,), symbols=NEW_RULE)
 

@@ -101,8 +101,10 @@ def test_a_job_may_act_on_older_messages_only_than_were_counted(site: Site, monk
     program = client(site)
     started = start(site, program, RELEASE)
     assert (started["count"], started["total"]) == (0, {"count": 2, "exact": False})
+    assert started["job"]["left"] is None
     run(site)
-    assert done(program.get(f"/jobs/{started['job']['id']}"))["outcomes"] == {"released": 2}
+    ended = done(program.get(f"/jobs/{started['job']['id']}"))
+    assert (ended["outcomes"], ended["left"]) == ({"released": 2}, 0)
     assert [site.state(each) for each in held] == [State.RELEASED] * 4
     monkeypatch.setattr(SqlFacets.tally, "__defaults__", (4,))
     assert start(site, program, RELEASE)["job"] is None, "there is nothing to do"

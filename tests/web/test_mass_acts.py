@@ -109,9 +109,12 @@ def test_a_job_may_act_on_older_messages_only_than_were_counted(site: Site, monk
     said = words(browser.get(f"/admin/jobs/new?{SEARCH}&act=release"))
     assert "0 of 2 deliveries" in said and "All of them are included." in said
     page = confirm(site, browser).header("Location") or ""
-    assert "Starts soon · 0 of 0" in words(browser.get(page))
+    before = browser.get(page)
+    assert "Starts soon · 0 of at least 0" in words(before) and "Left:" not in words(before)
+    assert '<progress aria-labelledby="progress"></progress>' in before.text
+    assert "Starts soon 0 0 (unknown)" in words(browser.get("/admin/jobs/"))
     run(site)
-    assert "Finished · 2 of 2" in words(browser.get(page))
+    assert "Finished · 2 of 2" in words(browser.get(page)) and "Left: 0" in words(browser.get(page))
     assert [site.state(each) for each in held] == [State.RELEASED] * 4
     monkeypatch.setattr(SqlFacets.tally, "__defaults__", (4,))
     form = {"form_token": browser.form_token(), "act": "release", "search": f"?{SEARCH}", "reason": "Again."}

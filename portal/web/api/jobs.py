@@ -113,7 +113,7 @@ class JobDetail(Model):
     )
     done: int = Field(description="Deliveries that it acted on.")
     failed: int = Field(description="Deliveries whose release failed; retry tries them again.")
-    left: int
+    left: int | None = Field(description="null: unknown, since there were more deliveries than could be counted.")
     per_minute: int
     outcomes: dict[str, int] = Field(description="The number of deliveries with each outcome.")
     hold_back: bool
@@ -247,6 +247,7 @@ class JobRoutes:
             token=caller.token,
             hold_back=body.hold_back,
             notify=body.notify,
+            is_exact=found.total.exact,
         )
         job = self._masses.start(mass, caller.actor, uuid4() if made else caller.request, timedelta())
         return _started(found, _detail(self._masses.get(job.id)))
