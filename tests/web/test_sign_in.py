@@ -5,6 +5,7 @@ import email
 import email.policy
 import logging
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +106,16 @@ def test_only_local_addresses_are_mailed(site: Site) -> None:
 def test_the_mail_goes_to_the_address_as_the_envelope_wrote_it(site: Site) -> None:
     site.hold(recipients=("Alice@Example.ORG",))
     assert request_sign_in(site, site.browser(), " ALICE@example.org ").to == "Alice@Example.ORG"
+
+
+def test_an_answer_waits_so_that_its_time_says_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/faults/test_timing.py` compares thousands of answers."""
+    monkeypatch.setattr("portal.web.auth.mailed_link._ANSWER_SECONDS", 0.4)
+    site.hold(recipients=(ALICE,))
+    for address in (ALICE, ALICE, BOB, "x@elsewhere.example", "no address"):  # the second time beyond the limits
+        began = time.monotonic()
+        assert site.browser().post("/sign-in", {"address": address}).status == 303
+        assert time.monotonic() - began >= 0.4
 
 
 def test_requests_beyond_the_limits_are_dropped_in_silence(site: Site) -> None:
