@@ -141,7 +141,7 @@ def test_a_post_behind_500_silent_connections_at_uwsgis_socket_is_answered(porta
         time.sleep(_SECONDS)
     report(
         "20 silent connections at uWSGI's socket, which only Nginx's user can open",
-        f"{_CLIENTS} connections of Nginx's user: a request behind them waits {longest(behind):.1f} s; of "
+        f"{_CLIENTS} connections of Nginx's user: a request after them waits {longest(behind):.1f} s; of "
         f"{len(after):,} later ones 99 % answered within {percentile_99(after) * 1000:.0f} ms",
     )
     assert {status for status, _ in behind + after} == {200}
