@@ -102,7 +102,7 @@ class MassActs:
         mass = replace(mass, criteria=replace(mass.criteria, until=ends), reason=shown(mass.reason, REASON_CHARS))
         detail = f"{job_id} {mass.act}: {mass.reason}"
         if len(mass.criteria.domains or ()) < 2:  # what concerns several domains is not shown to each of them
-            detail += f" ({mass.total} of {mass.query or 'all'})"
+            detail += f" ({'' if mass.is_exact else 'at least '}{mass.total} of {mass.query or 'all'})"
         entries = self._entries(Audited.JOB_STARTED, mass, actor, detail)
         job = self.store.jobs.add_once(job_id, KIND, mass.to_json(), actor, now, now + delay, entries=entries)
         log.info("mass act confirmed id=%s act=%s deliveries=%d by=%s", job.id, mass.act, mass.total, actor.who)

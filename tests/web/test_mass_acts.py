@@ -15,6 +15,7 @@ from portal.assemble import Parts
 from portal.batches.batch import Act
 from portal.batches.mass import MassAct, Status
 from portal.batches.mass_run import MassActs
+from portal.model.audit import AuditFilter
 from portal.model.message import Filter, Start, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Page
@@ -109,6 +110,8 @@ def test_a_job_may_act_on_older_messages_only_than_were_counted(site: Site, monk
     said = words(browser.get(f"/admin/jobs/new?{SEARCH}&act=release"))
     assert "0 of 2 deliveries" in said and "All of them are included." in said
     page = confirm(site, browser).header("Location") or ""
+    [entry] = site.store.audit.list(AuditFilter(act="job-started"), 9)
+    assert "(at least 0 of symbol=BAYES_SPAM)" in entry.detail
     before = browser.get(page)
     assert "Starts soon · 0 of at least 0" in words(before) and "Left:" not in words(before)
     assert '<progress aria-labelledby="progress"></progress>' in before.text
